@@ -15,7 +15,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=10),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # Every 1000 iterations and at the end. Two are kept, so one is complete while the other is written.
+    # Every 1000 iterations and at the end. The last two are not deleted, so one is complete while the other is written.
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # mim test ... --cfg-options default_hooks.visualization.draw=True draws the best masks of each image.
@@ -23,7 +23,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='UnSAMDataRootHook'),
-    dict(type='UnSAMFirstEvaluationHook'),  # for comparison with the trained model
+    dict(type='UnSAMFirstEvaluationHook'),  # evaluates the untrained model, for comparison with the trained one
 ]
 
 visualizer = dict(type='UnSAMVisualizer', max_masks=100, vis_backends=[dict(type='LocalVisBackend')])

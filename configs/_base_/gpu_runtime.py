@@ -9,5 +9,5 @@ default_hooks = dict(
 custom_hooks = [dict(type='UnSAMDataRootHook')]
 log_processor = dict(window_size=50)
 
-# Seconds that processes wait for the slowest one at the end of a round of self-training.
+# Timeout in seconds. At the end of a round of self-training, processes wait for the slowest one.
 env_cfg = dict(dist_cfg=dict(timeout=7200))

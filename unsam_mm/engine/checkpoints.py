@@ -43,13 +43,14 @@ def find_resumable(work_dir: str | Path) -> Path | None:
 
 
 def check_resumable(path: Path, model: torch.nn.Module) -> None:
-    """Checks that a training of this model can be resumed from a file.
+    """Checks that a training of a model can be resumed from a file; checks nothing with upstream's MMEngine.
 
     Raises:
-        UnSAMError: If it cannot be read, is of another model, or has weights without the state of a training.
+        UnSAMError: If the file cannot be read, is of another model, or contains weights but not the state of a
+            training.
     """
     if not hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
-        return  # with upstream's MMEngine, the state of a training can be read only by unpickling it
+        return  # upstream's MMEngine: the state of a training can be read only by unpickling it
     checkpoint = _read(path)
     _check_weights(path, _weights_of(checkpoint), model)
     missing = [name for name in ('meta', 'optimizer', 'message_hub') if name not in checkpoint]
@@ -66,10 +67,12 @@ def check_start(path: Path, model: torch.nn.Module, partial: bool = False) -> No
     Args:
         path: The file.
         model: The model.
-        partial: Whether weights may be missing, which are then initialised at random; their number is logged.
+        partial: True if weights may be missing or of another shape. These are initialised at random, and their number
+            is logged.
 
     Raises:
-        UnSAMError: If it cannot be read, or a weight is missing or of another shape; with `partial`, if nothing fits.
+        UnSAMError: If the file cannot be read, or a weight is missing or of another shape; with `partial`, if no weight
+            fits.
     """
     _check_weights(path, _weights_of(_read(path)), model, partial)
 
@@ -82,7 +85,7 @@ def check_backbone(path: Path, backbone: BaseModule) -> None:
         backbone: The backbone of an `UnSAM` detector, which checks what is loaded into it.
 
     Raises:
-        UnSAMError: If it cannot be read or is of another backbone.
+        UnSAMError: If the file cannot be read or is of another backbone.
     """
     _read(path)
     try:
@@ -114,8 +117,9 @@ def _check_weights(
 
 
 def _read(path: Path) -> Any:
-    # The classes of the loss curves in the checkpoints of a training. MMEngine itself would unpickle anything that a
-    # file contains. Upstream's MMEngine has no such list: of its trainings only `latest.pth` can be read.
+    # Allows the classes of the loss curves that checkpoints of a training contain. MMEngine itself would unpickle any
+    # object in a file. Upstream's MMEngine has no list of such classes, so of its trainings only `latest.pth` can be
+    # read.
     torch.serialization.add_safe_globals(getattr(mmengine_checkpoint, 'get_torch_safe_globals', list)())
     try:
         return torch.load(path, map_location='cpu', weights_only=True)

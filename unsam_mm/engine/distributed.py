@@ -24,7 +24,7 @@ def join_cpu_processes(config: Config) -> None:
     """Initialises torch.distributed with gloo in a process that `config.launcher` started.
 
     Args:
-        config: Changed in place: `model_wrapper_cfg` wraps the model for CPUs.
+        config: Changed in place: `model_wrapper_cfg` becomes a wrapper for CPUs.
 
     Raises:
         UnSAMError: If the launcher is not in `LAUNCHERS`, or did not start this process.
@@ -50,7 +50,7 @@ def join_cpu_processes(config: Config) -> None:
 
 
 def _translate_slurm() -> None:
-    """Sets the environment variables of torch from those of SLURM; an address and a port that are set are kept."""
+    """Sets the environment variables of torch from those of SLURM, except an address and a port that are set."""
     hosts = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
     if 'MASTER_ADDR' not in os.environ:
         os.environ['MASTER_ADDR'] = subprocess.run(hosts, capture_output=True, text=True, check=True).stdout.split()[0]

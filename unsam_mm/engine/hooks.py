@@ -26,10 +26,10 @@ _EVALUATORS = ('val_evaluator', 'test_evaluator')
 def resolve_data_root(cfg: Config) -> None:
     """Copies the image settings from the top level of a config to its datasets and metrics, in place; idempotent.
 
-    `data_root` is copied to UnSAM datasets, `pseudo_masks_root` to those that read pseudo-masks, and `ann_file` to
-    those of validation and testing and to UnSAM metrics; values that are set there take precedence. With the top-level
-    `ann_file`, every image that it lists is tested, also the training images. Test pipelines with an `ann_file` lose
-    `UnSAMPseudoMasks`, whose masks would not be used.
+    `data_root` is copied to UnSAM datasets, `pseudo_masks_root` to UnSAM datasets that read pseudo-masks, and
+    `ann_file` to UnSAM datasets for validation and testing and to UnSAM metrics. Values that are set there take
+    precedence. With a top-level `ann_file`, all images that it lists are tested, including training images.
+    `UnSAMPseudoMasks` is removed from test pipelines of datasets with an `ann_file`, since its masks would not be used.
 
     Args:
         cfg: A config with all options merged.
@@ -63,7 +63,7 @@ class UnSAMDataRootHook(Hook):
 
 
 def _located(ann_file: str, data_root: str | Sequence[str] | None) -> str:
-    """Absolute path of an annotation file: datasets join it to `data_root`, metrics do not; unchanged if not found."""
+    """Absolute path of an annotation file, since only datasets join it to `data_root`; unchanged if it is not found."""
     roots = [data_root or ''] if isinstance(data_root, str | None) else data_root
     paths = (Path(ann_file), *(Path(root, ann_file) for root in roots))
     return next((str(path.resolve()) for path in paths if ann_file and path.is_file()), ann_file)

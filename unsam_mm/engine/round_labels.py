@@ -35,15 +35,15 @@ class LabelSource:
     """The pseudo-masks of a data set.
 
     Attributes:
-        folder: Folder as ``python -m unsam_mm generate`` writes it; set it to replace the labels. Empty if the masks
-            are generated when an image is first loaded.
+        folder: Folder in the format of ``python -m unsam_mm generate``; set it to replace the labels. Empty if the
+            masks are generated when an image is first loaded.
     """
 
     folder: str
 
     @property
     def signature(self) -> str:
-        """A digest of how the labels were made: that of the folder's metadata; '' if there is none."""
+        """Digest of the folder's metadata, which say how the labels were made; '' if there are none."""
         manifest = Path(self.folder, MANIFEST)
         return file_digest(manifest) if manifest.is_file() else ''
 
@@ -51,12 +51,12 @@ class LabelSource:
         """The name under which the labels of an image are stored: its path relative to the image folder.
 
         Raises:
-            UnSAMError: If that folder is unknown, or the image is not in it.
+            UnSAMError: If the image folder is unknown, or the image is not in it.
         """
         return image_name(entry)
 
     def read(self, entry: dict[str, Any], size_hw: tuple[int, int]) -> MaskSet | None:
-        """All labels of an image; None if it is not used for training.
+        """All labels of an image; None if the image is not used for training.
 
         Args:
             entry: The data set's entry of the image.
@@ -69,7 +69,7 @@ def label_source(dataset: Dataset) -> LabelSource:
     """The pseudo-masks of a data set.
 
     Raises:
-        UnSAMError: If it has no pseudo-masks that can be replaced.
+        UnSAMError: If the data set has no pseudo-masks that can be replaced.
     """
     steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
     steps = [step for step in steps if isinstance(step, UnSAMPseudoMasks)]
@@ -156,7 +156,7 @@ class _DatasetLabels(LabelSource):
 
 
 class RoundLabels:
-    """A folder of labels, with metadata: the fingerprint of the weights, and whether all images are done.
+    """The labels of a round in a folder. Its metadata record the weights, the settings, and if all images are done.
 
     Args:
         folder: The folder; created when the round begins.
@@ -170,19 +170,19 @@ class RoundLabels:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all images are done."""
+        """True if all images are done."""
         return bool(self._noted().get('complete'))
 
     @property
     def weights(self) -> str | None:
-        """Fingerprint of the weights that predict."""
+        """Fingerprint of the weights that predict the labels; None if none is recorded."""
         return self._noted().get('weights')
 
     def begin(self, weights: str, old: LabelSource, n_images: int, settings: str = '') -> None:
-        """Prepares the folder; labels made with other weights, old labels or settings are removed.
+        """Prepares the folder. Removes its labels if the weights, the old labels or the settings have changed.
 
         Args:
-            weights: Fingerprint of the weights that predict.
+            weights: Fingerprint of the weights that predict the labels.
             old: The old labels.
             n_images: Number of images to label.
             settings: Fingerprint of all other settings that affect predictions.
@@ -204,7 +204,7 @@ class RoundLabels:
             write_json(self.folder / MANIFEST, {**origin, 'supervised': supervised, 'complete': False})
 
     def end(self) -> int:
-        """Records that all images are done, and returns their number."""
+        """Records that all images are done, and returns the number of images with labels."""
         write_json(self.folder / MANIFEST, {**self._noted(), 'complete': True})
         return len(self.store.names())
 
@@ -218,7 +218,7 @@ class RoundLabels:
 
 
 def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: float) -> MaskSet:
-    """Confident predictions, and the old labels that overlap none of them.
+    """Confident predictions, and the old labels that overlap with none of them by more than `max_iou`.
 
     Args:
         predicted: Predictions of any score.
@@ -227,9 +227,9 @@ def join_labels(predicted: MaskSet, old: MaskSet, min_score: float, max_iou: flo
         max_iou: An old label with a larger IoU with any new label is removed.
 
     Returns:
-        The predictions with their scores, then the old labels. Scores of old labels measure something else, so they are
-        multiplied by `min_score`: a pipeline that uses only the best labels prefers predictions. Predictions have no
-        parents.
+        The predictions with their scores, then the old labels. Scores of old labels are not comparable to those of
+        predictions. They are multiplied by `min_score`, so that a pipeline that uses only the best labels prefers
+        predictions. Predictions have no parents.
     """
     new = predicted[np.flatnonzero(predicted.scores > min_score)]
     kept = suppress_overlapping(old, new.rles, max_iou)
@@ -251,18 +251,18 @@ def label_images(
     labels: RoundLabels,
     num_workers: int,
 ) -> None:
-    """Labels this process's share of the images; images with labels are skipped, failures are logged.
+    """Labels this process's share of the images. Images that have labels are skipped; failures are logged.
 
     Args:
         model: A detector in evaluation mode, or its wrapper.
         dataset: An MMEngine data set.
         old: Its old labels.
-        pipeline: How an image is loaded, up to `PackDetInputs`.
+        pipeline: Steps that load an image, up to `PackDetInputs`.
         labels: The new labels.
         num_workers: Number of processes that load images.
 
     Raises:
-        ImageError: If all images fail.
+        ImageError: If all images of the share fail.
     """
     images = _Unlabelled(dataset, old, Compose(pipeline), labels.store)
     loader = DataLoader(images, batch_size=1, num_workers=num_workers, collate_fn=itemgetter(0))
@@ -288,10 +288,10 @@ def label_images(
 
 
 class _Unlabelled(Dataset):
-    """This process's share of the images: the path, and a tuple of name, old labels and network input.
+    """This process's share of the images: for each, the path and a tuple of name, old labels and network input.
 
-    Instead of the tuple there is None for an image that is done or not used for training, and an error for one that
-    fails. Workers check whether an image is done, since its name may have to be read from a file.
+    The tuple is replaced by None for an image that is done or not used for training, and by an error for an image that
+    fails. Workers check if an image is done, since its name may have to be read from a file.
     """
 
     def __init__(

@@ -42,25 +42,27 @@ class UnSAMSelfTrainingHook(Hook):
 
     The labels of round n are stored in ``self_training/round_n`` in the work dir, one file per image, in the format
     that ``python -m unsam_mm generate`` writes, so other trainings can use them too. They replace the pseudo-masks of
-    `UnSAMPseudoMasks` or `UnSAMSA1B`; human masks stay. Each round starts from the labels of the previous round.
+    `UnSAMPseudoMasks` or `UnSAMSA1B`; human masks are not replaced. Each round starts from the labels of the previous
+    round.
 
-    Before a round the model is saved as ``self_training_n.pth``. When training is resumed, an interrupted round
-    continues with the images that have no file yet. A fingerprint of the weights is stored with the labels, so labels
-    of an earlier training in the same work dir are not reused. Each process of a distributed training predicts a part
-    of the images.
+    Before a round, except one before the first iteration, the model is saved as ``self_training_n.pth``. When training
+    is resumed, an interrupted round continues with the images that have no file yet. A fingerprint of the weights is
+    stored with the labels, so labels of an earlier training in the same work dir are not reused. Each process of a
+    distributed training predicts a part of the images.
 
     Args:
-        at_iters: Iterations before which a round takes place, rising. 0 is before the first iteration, as in the second
-            round of the published recipe, whose `load_from` is the checkpoint of the first round.
+        at_iters: Iterations before which a round takes place, in increasing order. 0 is before the first iteration, as
+            in the second round of the published recipe, whose `load_from` is the checkpoint of the first round. There
+            is no round after the last iteration.
         weights: Weights used for prediction: 'current'; 'averaged' (as in validation with MMEngine's `EMAHook`); or
-            'best' (the checkpoint that `CheckpointHook(save_best=...)` keeps).
+            'best' (the checkpoint that `CheckpointHook(save_best=...)` writes).
         min_score: Predictions with a larger score become labels.
         max_iou: An old label with a larger IoU with any new label is removed.
-        pipeline: How an image is loaded for prediction. By default that of the test dataloader, without its labels.
-        num_workers: Processes that load images during prediction. By default those of the train dataloader.
+        pipeline: Steps that load an image for prediction. By default those of the test dataloader that load no labels.
+        num_workers: Number of processes that load images during prediction. By default that of the train dataloader.
 
     Raises:
-        UnSAMError: If `at_iters` is empty or does not rise, or `weights` is unknown.
+        UnSAMError: If `at_iters` is empty, negative or not in increasing order, or `weights` is unknown.
     """
 
     at_iters: Sequence[int]
@@ -114,7 +116,7 @@ class UnSAMSelfTrainingHook(Hook):
         runner.train_loop.restart_data(iteration)
 
     def _label(self, runner: Runner, number: int) -> None:
-        """Makes the missing labels of a round, and records the fingerprint of their weights in the run's state."""
+        """Makes the missing labels of a round, and records the fingerprint of the weights in the run's state."""
         labels, dataset = self._labels(runner, number), runner.train_loop.dataset
         old, pipeline = label_source(dataset), self.pipeline or _image_pipeline(runner.cfg)
         num_workers = runner.train_dataloader.num_workers if self.num_workers is None else self.num_workers
@@ -196,5 +198,5 @@ def _settings_digest(cfg: Config, pipeline: list[dict]) -> str:
 
 
 def _predictors(runner: Runner) -> dict[str, str]:
-    """Fingerprint of the weights that predicted, by round; stored in every checkpoint."""
+    """Fingerprints of the weights that predicted the labels, by round; stored in every checkpoint."""
     return runner.message_hub.runtime_info.get(_STATE, {})

@@ -36,11 +36,11 @@ class UnSAMTrainLoop(IterBasedTrainLoop):
     Args:
         runner: The runner.
         dataloader: Config of the train dataloader, with an `InfiniteSampler`.
-        max_iters: Iterations to train.
+        max_iters: Number of iterations.
         **kwargs: Passed to `IterBasedTrainLoop`: val_interval, val_begin, dynamic_intervals.
 
     Raises:
-        UnSAMError: If the sampler is another one, or there is a batch sampler.
+        UnSAMError: If `dataloader` is not a config, or has another sampler or a batch sampler.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_iters: int, **kwargs: Any) -> None:
@@ -55,12 +55,12 @@ class UnSAMTrainLoop(IterBasedTrainLoop):
 
     @property
     def dataset(self) -> Dataset:
-        """The training images in this process; changes reach the dataloader workers with `restart_data`."""
+        """The training images in this process; after a change, `restart_data` passes it to the dataloader workers."""
         return self.dataloader.dataset.dataset
 
     def run(self) -> torch.nn.Module:
-        """Trains. MMEngine has read the seed of a resumed run from its checkpoint by now."""
-        self._seed = _shared_seed(self.runner)
+        """Trains and returns the model; a resumed run uses the seed in its checkpoint."""
+        self._seed = _shared_seed(self.runner)  # by now, MMEngine has read it from the checkpoint
         self.restart_data(0)  # the base class skips the batches of earlier iterations
         return super().run()
 
@@ -120,7 +120,7 @@ class _NumberedSampler(Sampler):
         return len(self.sampler)
 
     def skip(self, count: int) -> None:
-        """Starts at this number without reading the images before it. MMEngine calls it on resuming."""
+        """Starts at this number without reading the images before it. MMEngine calls this method on resuming."""
         self._first = count
 
     def __deepcopy__(self, memo: dict) -> _NumberedSampler:

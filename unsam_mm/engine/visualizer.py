@@ -14,16 +14,16 @@ from unsam_mm.evaluation.coco_metric import to_numpy
 from unsam_mm.masks.rle import decode_rles, rles_from_json
 
 _GOLDEN_RATIO = 0.618034
-"""Step between hues; with the golden ratio, any number of hues remain distinct."""
+"""Step between hues; with the golden ratio, hues are distinct for any number of masks."""
 
 
 @VISUALIZERS.register_module()
 class UnSAMVisualizer(DetLocalVisualizer):
-    """`DetLocalVisualizer` for class-agnostic masks, as run-length encodings, bitmaps (arrays or tensors) or
-    BitmapMasks.
+    """`DetLocalVisualizer` for class-agnostic masks.
 
-    Each mask is filled with a different colour and outlined in white. Large masks are painted first, so that a part is
-    on top of the whole object. Boxes and labels are not drawn: all labels are the same.
+    Masks are run-length encodings, bitmaps (arrays or tensors) or MMDetection's masks. Each mask is filled with a
+    different colour and outlined in white. Large masks are painted first, so that a part is on top of the whole object.
+    Boxes and labels are not drawn: all labels are the same.
 
     Args:
         max_masks: Maximum number of masks per image, best scores first.
@@ -53,7 +53,7 @@ class UnSAMVisualizer(DetLocalVisualizer):
         return painted
 
     def _best_masks(self, instances: InstanceData, size_hw: tuple[int, int]) -> np.ndarray:
-        """(N, H, W) bool masks, best scores first."""
+        """(N, H, W) bool masks, at most `max_masks`, best scores first; without scores, in their order."""
         if 'masks' not in instances:
             return np.zeros((0, *size_hw), bool)
         masks = instances.masks
@@ -79,7 +79,7 @@ def paint_masks(image: np.ndarray, masks: np.ndarray, alpha: float) -> np.ndarra
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    top = np.zeros(image.shape[:2], np.int32)  # number of the visible mask at each pixel, from 1; 0 without a mask
+    top = np.zeros(image.shape[:2], np.int32)  # 1 + index of the visible mask at each pixel; 0: no mask
     for i in np.argsort(-masks.sum(axis=(1, 2)), kind='stable'):
         top[masks[i]] = i + 1
     colours = np.array([colorsys.hsv_to_rgb(i * _GOLDEN_RATIO % 1, 0.8, 1.0) for i in range(len(masks) + 1)]) * 255

@@ -26,8 +26,8 @@ def use_lean_attention(module: nn.Module) -> None:
 class MaskedAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with torch's fused kernel, and one mask for all heads.
 
-    With 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights would take 1 GB, and a mask
-    repeated for each head another 0.25 GB.
+    With 2000 queries and the stride-8 level of a 1024 x 1024 image, the attention weights would need 1 GB, and a mask
+    repeated for each head 0.25 GB more.
     """
 
     def forward(
@@ -65,7 +65,7 @@ class MaskedAttention(nn.MultiheadAttention):
 
 
 class LeanDeformableAttention(MultiScaleDeformableAttention):
-    """MMCV's multi-scale deformable attention, with a memory-efficient fallback where there are no compiled ops.
+    """MMCV's multi-scale deformable attention, with a memory-efficient fallback if there are no compiled ops.
 
     MMCV's fallback stacks the samples of all levels: 800 MB for a 1024 x 1024 image. Here levels are summed one after
     the other, and in training the samples, 12 times the size of the values, are recomputed in the backward pass. The
@@ -119,12 +119,13 @@ def weighted_samples(values: Tensor, sizes_hw: list[tuple[int, int]], points: Te
 
     Args:
         values: (B, K, heads, D), the concatenated pixels of all levels in row-major order.
-        sizes_hw: Height and width of each level; K pixels in all.
+        sizes_hw: Height and width of each level; the levels have K pixels in total.
         points: (B, Q, heads, levels, points, 2) as x, y in [0, 1].
         weights: (B, Q, heads, levels, points).
 
     Returns:
-        (B, Q, heads * D), computed in the precision of `points`: half-precision coordinates are off by up to a pixel.
+        (B, Q, heads * D) with the dtype of `values`. It is computed with the dtype of `points`, since half-precision
+        coordinates would be off by up to a pixel.
     """
     batch, _, heads, _ = values.shape
     grids = 2 * points - 1

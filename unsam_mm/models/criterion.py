@@ -18,7 +18,7 @@ from torch.nn.functional import softplus
 from unsam_mm.models.mask_ops import BitMasks, PointSampling, logits_at, losses_at_points, sample_at_random
 
 _WORST_COST = 1e5
-"""Far above any actual cost (weighted sums are below about 1e3), but sums of a few stay finite."""
+"""Far above any actual cost (weighted sums of costs are below about 1e3); sums of several are still finite."""
 
 _CHUNK_VALUES = 2**22
 """Values of predictions in each chunk of a cost: 16 MB, 334 predictions at the paper's 12544 points."""
@@ -68,19 +68,20 @@ class UnSAMHungarianAssigner(HungarianAssigner):
 class PointCriterion:
     """Matches queries and masks at random points, and computes mask losses at uncertain points.
 
-    MMDetection computes (Q, h, w) logits after every decoder layer and keeps them for the backward pass: 5 GB at 2000
-    queries and 1024 x 1024. Logits are linear in the mask feature, so those at a point are the product of the
-    embeddings with the feature at this point; and only matched queries have mask losses. The losses equal MMDetection's
-    up to rounding, except that an image has the same matching points in all layers, so its masks are sampled once.
+    MMDetection computes (Q, h, w) logits after every decoder layer and stores them for the backward pass: 5 GB for 2000
+    queries and an image of 1024 x 1024. Here logits are computed only at points, as the product of the embeddings with
+    the mask feature at the point, and only for matched queries, since others have no mask losses. The losses equal
+    MMDetection's up to rounding, except that the matching points of an image are the same in all layers, so its masks
+    are sampled once.
 
     Attributes:
         assigner: Matches queries and masks.
-        loss_cls: Loss of MMDetection on (n, 2) class logits.
-        loss_mask: Loss of MMDetection on (n,) logits of points.
-        loss_dice: Loss of MMDetection on (n, P) logits of points.
+        loss_cls: MMDetection's loss for (n, 2) class logits.
+        loss_mask: MMDetection's loss for (n,) logits of points.
+        loss_dice: MMDetection's loss for (n, P) logits of points.
         class_weight: Weights of (object, no object).
         sampling: How the points of the mask losses are drawn; the number of matching points is the same.
-        drop_iou: Pairs with at most this IoU at the points have no mask losses (DropLoss); None disables it.
+        drop_iou: Pairs with at most this IoU at the points have no mask losses (DropLoss); None disables DropLoss.
     """
 
     assigner: BaseAssigner
@@ -104,7 +105,7 @@ class PointCriterion:
         num_points = self.sampling.num_points
         images = [sample_at_random(*pair, num_points) for pair in zip(mask_feature, targets, strict=True)]
         n_matched = sum(min(len(masks), predictions[0][0].shape[1]) for masks in targets)
-        # Divisor of the mask losses of all layers: the mean over the processes.
+        # All layers divide their mask losses by this mean over the processes.
         n_masks = reduce_mean(torch.tensor(float(n_matched), device=mask_feature.device)).clamp(min=1)
         return [self._layer(*prediction, mask_feature, targets, images, n_masks) for prediction in predictions]
 
@@ -134,7 +135,7 @@ class PointCriterion:
 
     @torch.no_grad()
     def _match(self, cls_logits: Tensor, embed: Tensor, at_points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Matched queries of an image, ascending, and their masks; computed in float32.
+        """(n,) indices of the matched queries of an image, ascending, and of their masks; costs are in float32.
 
         Args:
             cls_logits: (Q, 2).
@@ -178,7 +179,7 @@ def soft_iou(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def named_by_layer(layers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Losses under MMDetection's names: the prefixes are 'd0.', 'd1.' and so on; the last layer has none."""
+    """All losses with MMDetection's names: the prefixes are 'd0.', 'd1.' and so on; the last layer has no prefix."""
     prefixes = [f'd{number}.' for number in range(len(layers) - 1)] + ['']
     return {
         f'{prefix}{name}': loss

@@ -27,9 +27,10 @@ class UnSAM(BaseDetector):
         train_cfg: Passed to the mask head.
         test_cfg: Passed to the mask head.
         data_preprocessor: Config of `DetDataPreprocessor`; it must pad masks along with images.
-        partial_checkpoint: Whether a checkpoint may lack weights of this model, which are then initialised at random.
-            MMEngine only logs such a mismatch, so a test of the wrong checkpoint would give meaningless numbers. The
-            checkpoint of a `Pretrained` backbone may lack whole parts, such as a stage, but not single weights.
+        partial_checkpoint: True if a checkpoint may lack weights of this model, which are then initialised at random.
+            By default such a checkpoint is rejected with `WeightsError`; MMEngine only logs a mismatch, and a test of
+            the wrong checkpoint would give meaningless numbers. The checkpoint of a `Pretrained` backbone may always
+            lack whole parts, such as a stage, but not single weights of a part.
         init_cfg: MMEngine's initialisation.
     """
 
@@ -63,7 +64,7 @@ class UnSAM(BaseDetector):
         return self.mask_head.loss(self.extract_feat(batch_inputs), batch_data_samples)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
-        """The data samples with `pred_instances` set; see `UnSAMHead.predict`."""
+        """The data samples with `pred_instances` set; see `predict` of the mask head."""
         instances = self.mask_head.predict(self.extract_feat(batch_inputs), batch_data_samples, rescale=rescale)
         return self.add_pred_to_datasample(batch_data_samples, instances)
 

@@ -1,4 +1,4 @@
-"""The engine 'detector': masks of a promptable MMDetection model, such as the converted Swin-T models."""
+"""The prompting engine 'detector': a promptable MMDetection model, such as the converted Swin-T models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SUPPORTED_RESIZE = {'type': 'Resize', 'keep_ratio': True, 'interpolation': 'bil
 _PREPROCESSOR_SETTINGS = ('_channel_conversion', 'pad_size_divisor', 'pad_value')
 """Settings of MMEngine's image preprocessor that are in neither the architecture nor the weights."""
 _PROMPTS_AT_ONCE = 32
-_GRANULARITIES = np.linspace(0, 1, 17)  # of the masks that trained heads predict: areas grow by a factor of 1.8
+_GRANULARITIES = np.linspace(0, 1, 17)  # at which trained heads predict masks; the area grows by a factor of 1.8
 
 
 class DetectorEngine(Engine):
@@ -46,11 +46,13 @@ class DetectorEngine(Engine):
 
     Needs the packages of the extra `mm`. If the weights of the head for several clicks, earlier masks and granularity
     are not trained, as in the released checkpoints, each positive click and the box are separate prompts. Their masks
-    are ordered by the number of clicks they agree with, then by score and IoU with the earlier mask.
+    are ordered by the number of clicks that they agree with, then by score, which is multiplied by the IoU with the
+    earlier mask if there is one.
 
     Args:
         model: The detector.
-        scale: Maximum of the longer and the shorter side, in pixels, to which images are resized.
+        scale: Maximum of the longer and of the shorter side, in pixels; images are resized to the largest size
+            within these limits.
         device: Torch device.
         channel_order: 'rgb' or 'bgr', the order of the inputs of the detector's preprocessor in training. By default
             'bgr' for a preprocessor that swaps channels, as with ``bgr_to_rgb=True``, else 'rgb'.
@@ -148,7 +150,7 @@ class DetectorEngine(Engine):
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(C, H, W) bool masks, best first, and (C,) float32 scores; one mask at a granularity."""
+        """(C, H, W) bool masks, best first, and (C,) float32 scores; with a granularity, one mask."""
         earlier = None if prompt.mask_input is None else mask_of_logits(prompt.mask_input, self.size_hw)
         count = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         if self._head.details.trained:
@@ -200,9 +202,13 @@ class DetectorEngine(Engine):
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
     ) -> tuple[MaskSet, np.ndarray]:
-        """Masks for a grid of clicks, best first; the stability is the IoU of the masks at the thresholds 1 and -1.
+        """Masks for a grid of clicks, best first, and their stability, (N,) float32 in [0, 1].
 
-        Non-maximum suppression is done at a quarter of the network's resolution.
+        The stability is the IoU of the masks at the logit thresholds 1 and -1. Non-maximum suppression is done at a
+        quarter of the resolution of the network's input.
+
+        Raises:
+            UnSAMError: If no image is set.
         """
         if self._sizes is None:
             raise UnSAMError(NO_IMAGE)
@@ -219,13 +225,17 @@ class DetectorEngine(Engine):
         rles = [rle for masks in full_size_masks(kept, self._sizes) for rle in rles_of_masks(masks)]
         areas, _ = areas_and_boxes(rles)
         parents = MaskSet.from_bitmaps((kept > 0).cpu().numpy()).parents
-        parents = np.where(areas[parents] > areas, parents, -1)  # areas may swap order at full resolution
+        parents = np.where(areas[parents] > areas, parents, -1)  # the order of areas may differ at full resolution
         masks = MaskSet.from_rles(rles, scores.clip(0, 1), self.size_hw, parents)
         large = areas >= min_area_px
         return masks[large], stability.cpu().numpy().astype(np.float32)[large]
 
     def embedding(self) -> dict[str, np.ndarray]:
-        """The outputs of the pixel decoder as float16, and the sizes of the image."""
+        """The outputs of the pixel decoder as float16, and the sizes of the image as int64.
+
+        Raises:
+            UnSAMError: If no image is set.
+        """
         if self._sizes is None:
             raise UnSAMError(NO_IMAGE)
         parts = {f'memory_{i}': memory for i, memory in enumerate(self._memories)}
@@ -234,7 +244,7 @@ class DetectorEngine(Engine):
         return arrays | {'frames': np.array(self._sizes, np.int64)}
 
     def set_embedding(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restores an embedding from `embedding`.
+        """Sets an embedding that `embedding` returned.
 
         Raises:
             UnSAMError: If the arrays are inconsistent or belong to a model of another size.
@@ -267,10 +277,14 @@ class DetectorEngine(Engine):
 
 
 def _scale_of(resize: Mapping[str, Any], config: str | Path) -> tuple[int, int]:
-    """The scale of a pipeline step that resizes images; {} if there is no such step.
+    """The `scale` of a pipeline step that resizes images.
+
+    Args:
+        resize: The step; {} if the pipeline has none.
+        config: The file of the config, for messages.
 
     Raises:
-        UnSAMError: If `set_image` does not support the step.
+        UnSAMError: If there is no step, or `set_image` does not support it.
     """
     scale = resize.get('scale')
     # Defaults of MMCV, overridden by the step.
@@ -298,7 +312,7 @@ def _fields_of(prompt: Prompt, earlier: np.ndarray | None) -> dict[str, np.ndarr
 
 
 def _agreement(masks: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """(N,) number of clicks that each mask agrees with."""
+    """(N,) numbers of clicks that each mask agrees with."""
     x, y = prompt.points_xy.T
     return (masks[:, y, x] == prompt.positive).sum(axis=1)
 
@@ -312,7 +326,10 @@ def _ranked(masks: np.ndarray, scores: np.ndarray, prompt: Prompt, earlier: np.n
 
 
 def _nearest(masks: np.ndarray, order: np.ndarray, prompt: Prompt, granularity: float) -> np.ndarray:
-    """(1,) index of the mask of the nearest area, among those that agree with most clicks; ties by order."""
+    """(1,) index of the mask with the area nearest to that of the granularity; of ties, the first in `order`.
+
+    Only the masks that agree with the most clicks are considered.
+    """
     agreement = _agreement(masks, prompt)[order]
     order = order[agreement == agreement.max()]
     return order[[nearest_area(masks[order].sum(axis=(1, 2)), granularity_area(granularity, masks[0].size))]]

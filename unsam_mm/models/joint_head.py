@@ -90,7 +90,7 @@ class UnSAMJointHead(BaseModule):
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
             batch_data_samples: See `UnSAMHead.predict`; for `prompts` see `UnSAMPromptHead.predict`.
-            rescale: Whether masks and boxes are in pixels of the original image instead of the network's input.
+            rescale: True for masks and boxes in pixels of the original image, False for pixels of the network's input.
 
         Returns:
             See `UnSAMHead.predict`.

@@ -29,7 +29,8 @@ _CHUNK_POINTS = 2**21
 """Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
 _WINDOW = 7
-"""Columns from one byte to the next. Bytes overlap by one column, so a byte contains both neighbours of any point."""
+"""Columns between the first pixels of neighbouring bytes. Bytes overlap by one column, so that the two pixels at the
+left and right of a point are always in one byte."""
 
 
 class ImageSizes(NamedTuple):
@@ -41,7 +42,7 @@ class ImageSizes(NamedTuple):
 
     @classmethod
     def from_sample(cls, sample: DetDataSample, rescale: bool = True) -> ImageSizes:
-        """The sizes in the meta information of a sample; without `rescale`, the original size is that of the input."""
+        """The sizes in the meta information of a sample; if `rescale` is False, `original` is the size of the input."""
         keys = ('ori_shape' if rescale else 'img_shape', 'img_shape', 'batch_input_shape')
         return cls(*(tuple(sample.metainfo[key][:2]) for key in keys))
 
@@ -72,7 +73,7 @@ def full_size_masks(logits: Tensor, sizes: ImageSizes) -> Iterator[Tensor]:
 
 
 def foreground_sums_(logits: Tensor) -> Tensor:
-    """(N,) sums of the probabilities of foreground pixels, those of positive logits; overwrites the logits.
+    """(N,) float32 sums of the probabilities of the foreground pixels, whose logits are positive; overwrites `logits`.
 
     Args:
         logits: (N, H, W) mask logits.
@@ -113,7 +114,8 @@ class BitMasks:
     """Packed masks of one image, 8/7 bits for each pixel: 75 MB for 500 masks of 1024 x 1024.
 
     Attributes:
-        bits: (N, rows * bytes) uint8, lowest bit first; masks are padded by one empty pixel.
+        bits: (N, rows * bytes per row) uint8, lowest bit first; masks are padded by one empty pixel at each side, and
+            at the right up to a whole byte.
         size_hw: Height and width in pixels, without the padding.
     """
 
@@ -194,7 +196,7 @@ class PointSampling(NamedTuple):
 
     @classmethod
     def from_config(cls, train_cfg: Mapping[str, Any]) -> PointSampling:
-        """The settings with these names in a `train_cfg`."""
+        """The settings with these names in a `train_cfg`; settings that it lacks have their defaults."""
         return cls(**{name: train_cfg[name] for name in cls._fields if name in train_cfg})
 
 
@@ -219,7 +221,7 @@ def uncertain_points(embed: Tensor, feature: Tensor, sampling: PointSampling) ->
 
     Args:
         embed: (N, C) mask embeddings of one image.
-        feature: (C, h, w) mask feature; its product with the embeddings is the logits.
+        feature: (C, h, w) mask feature; the products with the embeddings are the logits.
         sampling: How many points are drawn.
 
     Yields:
@@ -248,10 +250,10 @@ def losses_at_points(
 ) -> list[tuple[Tensor, Tensor]]:
     """Losses of chunks of masks at uncertain points.
 
-    Only the points are stored for the backward pass, which computes logits and masks again.
+    Only the points are stored for the backward pass, in which logits and masks are computed again.
 
     Args:
-        losses: Takes embeddings, mask feature, masks and points of a chunk.
+        losses: Function of the embeddings, the mask feature, the masks and the points of a chunk; returns two losses.
         embed: (N, C) mask embeddings of one image.
         feature: (C, h, w) mask feature.
         masks: The N masks.

@@ -21,7 +21,7 @@ class TokenPredictions(NamedTuple):
 
     Attributes:
         embeds: (P, T, C) mask embeddings; their products with the mask feature are the mask logits.
-        ious: (P, T) predicted overlaps.
+        ious: (P, T) predicted overlaps (Dice coefficients) with the target masks.
         boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
     """
 
@@ -36,16 +36,16 @@ def prompt_losses(
     """Weighted losses of every layer, by name: those of Semantic-SAM without classification.
 
     The target masks of a prompt are matched one to one with its tokens, by costs with the weights of the losses;
-    unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. If a prompt has a
-    single target, its unmatched tokens also learn their overlap with it, at uniformly random points; together they
-    count as one pair.
+    unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. The unmatched tokens of
+    prompts with `single_target` also learn their overlap with the chosen mask, at uniformly random points; together the
+    unmatched tokens of a prompt count as one pair.
 
     Args:
         layers: Predictions on one image after each layer.
         feature: (C, h, w) mask feature of the image.
         prompts: Prompts and masks of the image.
         sampling: How the points of the mask losses are drawn; the number of matching points is the same.
-        n_pairs: Divisor of the sums.
+        n_pairs: Scalar, the number of pairs of a token and a target, by which the sums over the pairs are divided.
     """
     at_points = sample_at_random(feature, prompts.masks, sampling.num_points)
     return [_layer_losses(layer, feature, prompts, at_points, sampling, n_pairs) for layer in layers]
@@ -85,7 +85,7 @@ def _unmatched_loss(
     at_points: tuple[Tensor, Tensor],
     pairs: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Loss of the predicted overlaps of unmatched tokens, for prompts with a single target."""
+    """Loss of the predicted overlaps of unmatched tokens, for prompts with `single_target`."""
     sampled, truth = at_points
     unmatched = torch.ones_like(predicted.ious, dtype=torch.bool)
     unmatched[pairs] = False
@@ -119,7 +119,7 @@ def match(
         truth: (N, Q) masks at the same points.
 
     Returns:
-        Index of the prompt, the token and the mask of each pair.
+        Indices of the prompts, the tokens and the masks of K pairs, each (K,) long.
     """
     pairs = []
     with torch.autocast(feature.device.type, enabled=False):  # sums over many points need float32

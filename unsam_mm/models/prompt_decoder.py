@@ -59,7 +59,7 @@ class ExtraTokens(NamedTuple):
 
 
 class PromptDecoder(BaseModule):
-    """Layers of self-attention, deformable cross-attention around the token's box, and feed-forward network.
+    """Decoder whose layers are self-attention, deformable cross-attention around the token's box, and an FFN.
 
     Source: MaskDINO (CVPR 2023), whose decoder is that of DINO.
 
@@ -125,16 +125,16 @@ class PromptDecoder(BaseModule):
         Args:
             tokens: (B, P, T, C), T tokens for each prompt.
             boxes: (B, P, T, 4) initial boxes as centre x, y, width, height in [0, 1].
-            values: The result of `values`.
+            values: The result of the method `values`.
             sizes_hw: Height and width of each level.
-            joint: Whether tokens attend to those of other prompts.
+            joint: True if tokens also attend to those of other prompts.
             extra: Additional tokens of the prompts, which are not returned.
         """
         count, absent = tokens.shape[2], None
         if extra is not None:
             absent = torch.cat([extra.absent.new_zeros(tokens.shape[:3]), extra.absent], dim=2)
             tokens, boxes = torch.cat([tokens, extra.tokens], dim=2), torch.cat([boxes, extra.boxes], dim=2)
-        references, states = [inverse_sigmoid(boxes).sigmoid()], []  # clamped to what it represents
+        references, states = [inverse_sigmoid(boxes).sigmoid()], []  # clamped to the range of inverse_sigmoid
         for layer, value in zip(self.layers, values, strict=True):
             start = references[-1].detach()  # no gradient through earlier refinements
             encoded = coordinate_to_encoding(start.flatten(1, 2), tokens.shape[-1] // 2)
@@ -174,7 +174,8 @@ class PromptDecoderLayer(BaseModule):
     ) -> Tensor:
         """(B, P, T, C) tokens with (B, P, T, C) position embeddings.
 
-        Tokens with (B, P, T) `absent` are masked out in self-attention; for the others see `PromptDecoder.forward`.
+        Tokens with (B, P, T) `absent` are masked out in self-attention. For the other arguments see
+        `PromptDecoder.forward`.
         """
         # Prompts that do not attend to each other are separate batch elements, so no attention mask is needed.
         first = 1 if joint else 0
@@ -204,14 +205,14 @@ class BoxAttention(LeanDeformableAttention):
 class UnSAMPixelDecoder(BaseModule):
     """Deformable attention among the levels from stride 8 on, and a mask feature at stride 4.
 
-    Source: MaskDINO (CVPR 2023) as in Semantic-SAM. MMDetection's `MSDeformAttnPixelDecoder` differs: it projects
-    levels of the backbone only, and orders them from coarse to fine.
+    Source: MaskDINO (CVPR 2023) as in Semantic-SAM. MMDetection's `MSDeformAttnPixelDecoder` differs: it has no
+    level beyond those of the backbone, and orders levels from coarse to fine.
 
     Args:
         in_channels: Channels of the backbone's levels, at strides 4, 8, 16 and so on.
         feat_channels: Width of memories and mask feature.
-        encoder: Arguments of `Mask2FormerTransformerEncoder`. It has as many levels as `in_channels`: without stride 4,
-            but with a level of half the resolution of the last.
+        encoder: Arguments of `Mask2FormerTransformerEncoder`. Its levels are those of the backbone without stride 4,
+            and one with half the resolution of the last.
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
         init_cfg: MMEngine's initialisation.
     """

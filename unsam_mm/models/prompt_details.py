@@ -31,7 +31,8 @@ CLICK_PX = 6.0
 
 _MASK_KIND = 2
 _FREQUENCIES = 64  # 128 channels, as in UnSAMv2 (arXiv 2511.13714)
-# From half a period over [0, 1] to eight; with at most one, as in UnSAMv2, the effect was weaker after 200 steps.
+# From half a period over [0, 1] to eight periods. With at most one period, as in UnSAMv2, the effect was weaker after
+# 200 steps.
 _OCTAVES = 4
 
 _DEMO_CLICK = 0.005
@@ -64,15 +65,16 @@ class PromptDetails:
 class DetailEncoder(nn.Module):
     """Encodes details as additional tokens of a prompt, and the granularity as an embedding added to the mask tokens.
 
-    There is a token for each click at its position, and one for the earlier mask at its box, with the mean mask feature
-    inside and outside of the mask. Mask tokens attend to them in every layer. A prompt without details has no such
-    token, so its predictions do not depend on this module. The embedding of the granularity is initialised to zero.
+    Each click has a token at its position. The earlier mask has a token at its bounding box, which encodes the means of
+    the mask feature inside and outside of the mask. Mask tokens attend to these tokens in every layer. A prompt without
+    details has none of them, so its predictions do not depend on this module. The embedding of the granularity is
+    initialised to zero.
 
     Args:
         embed_dims: Width of the tokens.
 
     Attributes:
-        trained: (,) bool, False until details were used in a loss.
+        trained: Scalar bool, False until the details of a prompt have been used in training.
     """
 
     def __init__(self, embed_dims: int) -> None:
@@ -93,11 +95,11 @@ class DetailEncoder(nn.Module):
         return (self.granularity_mlp(features) * known[..., None])[:, :, None]
 
     def forward(self, details: PromptDetails, prompt: Tensor, mask_feature: Tensor) -> ExtraTokens | None:
-        """The tokens of details; None if there are none.
+        """The additional tokens of prompts; None if no prompt has a click or a mask among its details.
 
         Args:
             details: Details of the prompts.
-            prompt: (C,) embedding shared by all tokens of prompts.
+            prompt: (C,) embedding that is added to all tokens of prompts.
             mask_feature: (B, C, H / 4, W / 4).
         """
         kinds = details.kinds
@@ -124,7 +126,12 @@ class DetailEncoder(nn.Module):
 
 
 def boxes_of_clicks(clicks: Tensor, feature_hw: tuple[int, int]) -> Tensor:
-    """(..., 4) boxes of (..., 2) clicks, given the size of the mask feature."""
+    """(..., 4) boxes of (..., 2) clicks, as centre x, y, width, height relative to the padded image.
+
+    Args:
+        clicks: (..., 2) x, y relative to the padded image.
+        feature_hw: Height and width of the mask feature, a quarter of those of the padded image.
+    """
     side = CLICK_PX / (4 * clicks.new_tensor([feature_hw[1], feature_hw[0]]))
     return torch.cat([clicks, side.expand_as(clicks)], dim=-1)
 
@@ -141,8 +148,8 @@ def split_prompts(
 ) -> tuple[Tensor, Tensor, PromptDetails | None]:
     """Splits P prompts into the initial boxes and types of the mask tokens, and the remaining details.
 
-    The initial box is the box of the prompt; without one, the bounding box of all positive clicks; without these, that
-    of the earlier mask. The single click of a prompt without a box is no detail.
+    The initial box is the box of the prompt; if there is none, the bounding box of all positive clicks; if there are
+    none, that of the earlier mask. If a prompt has a single click and no box, this click is not among its details.
 
     Args:
         clicks: (P, K, 2) x, y relative to the padded image.
@@ -184,8 +191,8 @@ def prepare_prompts(
     Args:
         prompts: Prompts of one image.
         sizes: Sizes of that image.
-        feature_hw: Size of the mask feature.
-        release: Whether clicks have the type and size of the released demonstrations.
+        feature_hw: Height and width of the mask feature.
+        release: True if clicks have the type and size of those in the released demonstrations.
         device: Device of the result.
 
     Returns:
@@ -193,7 +200,7 @@ def prepare_prompts(
         batch of one image, None if there are none.
 
     Raises:
-        UnSAMError: If a field has another shape or range, or a prompt has neither a positive click, a box nor a mask.
+        UnSAMError: If the shape or range of a field is wrong, or a prompt has no positive click, no box and no mask.
     """
     if not any(name in prompts for name in ('points', 'bboxes', 'masks')):
         raise UnSAMError(_NO_PROMPTS)
@@ -250,7 +257,7 @@ def _boxes(prompts: InstanceData, clicks: Tensor, scale: Tensor) -> Tensor:
 def _masks(
     prompts: InstanceData, sizes: ImageSizes, feature_hw: tuple[int, int], device: torch.device
 ) -> Tensor | None:
-    """(P, H / 4, W / 4) bool masks at the size of the mask feature."""
+    """(P, H / 4, W / 4) bool masks at the size of the mask feature; None if the prompts have no `masks`."""
     if 'masks' not in prompts:
         return None
     given: Any = prompts.masks
@@ -267,13 +274,13 @@ def _masks(
     found = torch.zeros(len(masks), *feature_hw, dtype=torch.bool, device=device)
     for mask, out in zip(masks, found, strict=True):  # one at a time, to save memory
         covered = interpolate((mask > 0).float()[None, None], size=size_hw, mode='area')[0, 0]
-        # A mask that covers no pixel of the feature by half is set where it covers most.
+        # A mask that covers less than half of each pixel is set at the pixel of which it covers most.
         out[: size_hw[0], : size_hw[1]] = (covered > 0) & (covered >= covered.max().clamp(max=0.5))
     return found
 
 
 def _granularity(prompts: InstanceData, device: torch.device) -> Tensor | None:
-    """(P,) granularities, NaN for prompts without one."""
+    """(P,) granularities, NaN for prompts without one; None if the prompts have no `granularity`."""
     if 'granularity' not in prompts:
         return None
     values = torch.as_tensor(prompts.granularity, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""The promptable head: several masks for each prompt, with predicted IoUs."""
+"""The promptable head: several masks for each prompt, with predicted overlaps."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _NOT_TRAINED = (
 
 
 class ImageEmbedding(NamedTuple):
-    """The embedding of B images, which all prompts share.
+    """The embedding of B images, which is computed once for all prompts.
 
     Attributes:
         mask_feature: (B, C, H / 4, W / 4).
         values: (B, K, heads, D) attention values for each layer of the decoder.
-        sizes_hw: Height and width of each level; K pixels in total.
+        sizes_hw: Height and width of each level; the levels have K pixels in total.
     """
 
     mask_feature: Tensor
@@ -69,7 +69,7 @@ class PromptAnswer(NamedTuple):
 
     Attributes:
         masks: (B, P, T, H / 4, W / 4) logits.
-        ious: (B, P, T) predicted overlaps; approximately in [0, 1], not clamped.
+        ious: (B, P, T) predicted overlaps (Dice coefficients); approximately in [0, 1], not clipped.
         boxes: (B, P, T, 4) as centre x, y, width, height, relative to the padded image.
     """
 
@@ -86,27 +86,29 @@ class UnSAMPromptHead(BaseModule):
     labels. Matching and losses are those published, see `prompt_losses`. `embed` encodes images, `answer` predicts
     masks for prompts on an embedding, `predict` does both.
 
-    By default a click has the same type and size in prediction and in training; prompts are independent; boxes are
-    trained too; and if more masks contain a click than there are tokens, the targets range from the smallest to the
-    largest. With `release`, as in the released code, a click in prediction has the type of a box and 0.005 of the image
-    as its size; prompts of an image attend to each other; training uses single clicks only, with random targets.
+    By default, a click has the same type and size in prediction and in training, and prompts are independent. Training
+    uses clicks and boxes; if a click has more target masks than there are tokens, the targets range from the smallest
+    to the largest mask. With `release`, as in the released code, a click in prediction has the type of a box and 0.005
+    of the image as its size, and the prompts of an image attend to each other. Training uses single clicks only, with
+    random targets.
 
     A prompt may have several clicks, an earlier mask and a granularity; see `DetailEncoder`, whose weights are in
-    `details`. Released checkpoints lack these weights: `details.trained` is False then, and predictions for such
-    prompts cause a warning. Prompts of one click or one box do not depend on them.
+    `details`. Released checkpoints lack these weights: `details.trained` is then False, and `predict` warns about such
+    prompts. Predictions for a single click or a single box do not depend on these weights.
 
     Args:
         pixel_decoder: Config of the pixel decoder, such as `UnSAMPixelDecoder`; None if the inputs are the outputs of a
             shared pixel decoder.
         decoder: Arguments of `PromptDecoder`.
         feat_channels: Width of the tokens and of the mask feature.
-        num_tokens: Masks for each prompt.
-        release: Whether to follow the released code, see above.
+        num_tokens: Number of masks for each prompt.
+        release: True to follow the released code, see above.
         train_cfg: `num_points`, `oversample_ratio` and `importance_sample_ratio` of the mask losses;
-            `prompts_per_image`; the probabilities that a prompt is a box (`box_prob`, 0.2), has the granularity of its
-            mask (`granularity_prob`, 0.2), is corrected by 1 to `correction_rounds` (3) further clicks at the largest
-            errors (`correction_prob`, 0.25), and that a corrected prompt has the earlier mask (`earlier_mask_prob`,
-            0.5).
+            `prompts_per_image` (60); and settings that `release` ignores, with these defaults: the probabilities that a
+            prompt is a box (`box_prob`, 0.2), that it has the granularity of its mask (`granularity_prob`, 0.2), and
+            that it is corrected by 1 to `correction_rounds` (3) further clicks at the largest errors
+            (`correction_prob`, 0.25); and the probability that a corrected prompt also has the mask of its last
+            prediction (`earlier_mask_prob`, 0.5).
         test_cfg: `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
@@ -163,7 +165,7 @@ class UnSAMPromptHead(BaseModule):
             embedding: Embedding of the images.
             boxes: (B, P, 4) float as centre x, y, width, height, relative to the padded image; a click is a small box.
             types: (B, P) long, `BOX_TYPE` or `CLICK_TYPE`.
-            joint: Whether prompts of one image attend to each other; by default the value of `release`.
+            joint: True if the prompts of one image attend to each other; by default the value of `release`.
             details: Further details of the prompts, if any.
         """
         joint = self.release if joint is None else joint
@@ -172,7 +174,7 @@ class UnSAMPromptHead(BaseModule):
         return PromptAnswer(torch.einsum('bptc,bchw->bpthw', embeds, embedding.mask_feature), ious, boxes)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Losses of every decoder layer for random prompts, by name; 'd0.' is the first layer.
+        """Losses of every decoder layer for random prompts, by name; the prefix of the first layer is 'd0.'.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -186,12 +188,12 @@ class UnSAMPromptHead(BaseModule):
         for index, prompts in enumerate(drawn):
             for name, value in self._image_losses(embedding.image(index), prompts, n_pairs).items():
                 total[name] = total.get(name, 0) + value
-        # DDP needs a gradient for all weights, also if no prompt has details.
+        # DDP needs a gradient for all weights, even if no prompt has details.
         total['loss_mask'] = total['loss_mask'] + 0 * sum(weight.sum() for weight in self.details.parameters())
         return total
 
     def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> list[PromptAnswer]:
-        """Raw predictions for the `prompts` of each image, each a batch of one; see `predict`."""
+        """Raw predictions for the `prompts` of each image, as batches of one image; see `predict`."""
         embedding = self.embed(x)
         answers = []
         for index, sample in enumerate(batch_data_samples):
@@ -216,7 +218,7 @@ class UnSAMPromptHead(BaseModule):
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
             batch_data_samples: Each with `prompts`, an `InstanceData` of P objects, in pixels of the original image
-                (H, W). Each object has at least one of a positive click, a box and an earlier mask:
+                (H, W). Each object has a positive click, a box or an earlier mask, or several of them:
 
                 - `points` (P, 2) or (P, K, 2) as x, y, with `point_labels` (P,) or (P, K): 1 positive (the default), 0
                   negative, -1 no click. The order of the clicks does not matter.
@@ -224,8 +226,8 @@ class UnSAMPromptHead(BaseModule):
                 - `masks` (P, H, W) bool or P run-length encodings; empty for no mask.
                 - `granularity` (P,) in [0, 1]: 1 is the whole image, 0.75 a tenth of its area; NaN if unknown.
 
-                Their meta information gives `batch_input_shape`, `img_shape` and `ori_shape`.
-            rescale: Whether masks and boxes are in pixels of the original image instead of the network's input.
+                Their meta information contains `batch_input_shape`, `img_shape` and `ori_shape`.
+            rescale: True for masks and boxes in pixels of the original image, False for pixels of the network's input.
 
         Returns:
             For each image, of length P: `scores` (P, T), the predicted overlaps; `bboxes` (P, T, 4) x0, y0, x1, y1 in
@@ -233,8 +235,8 @@ class UnSAMPromptHead(BaseModule):
             bool tensor if `test_cfg.mask_format` is 'bitmap'.
 
         Raises:
-            UnSAMError: If an image has no `prompts`, an object has no click, box or mask, or a field has another shape
-                or range.
+            UnSAMError: If an image has no `prompts`, an object has no positive click, box or mask, or the shape or
+                range of a field is wrong.
         """
         answers = self(x, batch_data_samples)
         results = [self._instances(*pair, rescale) for pair in zip(answers, batch_data_samples, strict=True)]

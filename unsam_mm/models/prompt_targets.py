@@ -31,7 +31,7 @@ _BOX_NOISE = 0.1
 """Maximum shift of each side of a box prompt, relative to the size of the box."""
 
 Answer = Callable[[Tensor, Tensor, PromptDetails | None], Tensor]
-"""Mask logits (P, T, h, w) for (P, 4) boxes, (P,) types, and details."""
+"""A function that returns (P, T, h, w) mask logits for (P, 4) boxes, (P,) types and details of P prompts."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class TrainingPrompts:
     Attributes:
         boxes: (P, 4) as centre x, y, width, height, relative to the padded image.
         types: (P,) long, `BOX_TYPE` or `CLICK_TYPE`.
-        targets: Indices of the target masks of each prompt.
+        targets: For each prompt, the indices of its target masks, long.
         masks: The N masks.
         mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
         chosen: (P,) long, the mask that each prompt was drawn from; None if the image has no mask.
-        single_target: (P,) bool, whether the prompt is unambiguous, so that all its tokens learn their overlap with
-            that mask; None if no prompt is.
+        single_target: (P,) bool, True for prompts with a granularity or with simulated corrections: all their tokens
+            learn their overlap with the chosen mask. None if the image has no mask.
         details: Details of the prompts, for a batch of one image; None if there are none.
     """
 
@@ -61,7 +61,7 @@ class TrainingPrompts:
 
     @property
     def num_pairs(self) -> int:
-        """Number of tokens with a target."""
+        """Number of pairs of a prompt and a target."""
         return sum(len(targets) for targets in self.targets)
 
 
@@ -78,19 +78,19 @@ def draw_prompts(
     """Draws clicks and boxes, each from a random mask.
 
     A click is a uniformly random pixel of its mask; its targets are all masks that contain the pixel. A box is the box
-    of its mask with jittered sides; its target is this mask. A prompt with the granularity of its mask has this mask as
-    its only target too.
+    of its mask with jittered sides; its target is this mask. If a prompt has the granularity of its mask, this mask is
+    also its only target.
 
     Args:
         masks: Masks at the size of the padded batch; empty masks are ignored.
         num_prompts: Number of prompts.
         max_targets: Maximum number of targets of a click.
         box_prob: Probability of a box in place of a click.
-        random_targets: How targets are chosen if there are more: at random, as in the release, or evenly in the order
-            of area, from the smallest to the largest.
+        random_targets: How targets are chosen if a click has more than `max_targets`. True: at random, as in the
+            release. False: at even steps in the order of area, from the smallest to the largest.
         device: Device of the result.
         granularity_prob: Probability that a prompt has a granularity.
-        image_px: Pixels of the image without padding; by default those of the masks.
+        image_px: Area of the image in pixels, without padding; by default that of the masks.
     """
     packed, (areas, corners) = BitMasks.pack(masks, device), _areas_and_boxes(masks)
     size = torch.tensor([masks.width, masks.height] * 2, dtype=torch.float32)
@@ -174,17 +174,17 @@ def corrected(
     feature_hw: tuple[int, int],
     answer: Answer,
 ) -> TrainingPrompts:
-    """The prompts, some of them with further clicks; their only target is the mask that they were drawn from.
+    """Adds simulated clicks to some prompts, whose only target is then the mask that they were drawn from.
 
-    In each round the predicted mask of the highest IoU with the true mask is compared with it at the size of the mask
-    feature, and the next click is placed by the rule of interactive segmentation benchmarks.
+    In each round, the predicted mask with the highest IoU with the true mask is compared with the true mask, at the
+    size of the mask feature. The next click is placed by `next_click`.
 
     Args:
         prompts: Prompts without clicks in their details.
         rows: (n,) long, indices of the prompts that are corrected.
-        rounds: Number of clicks added to each; fewer if there is no error left.
-        earlier_mask_prob: Probability that a corrected prompt has the last predicted mask as its earlier mask.
-        feature_hw: Size of the mask feature.
+        rounds: Number of clicks added to each of these prompts; fewer if no error is left.
+        earlier_mask_prob: Probability that a corrected prompt also has the last predicted mask as its earlier mask.
+        feature_hw: Height and width of the mask feature.
         answer: Predicts masks with the current model.
     """
     device, count = prompts.boxes.device, len(prompts.boxes)
@@ -223,7 +223,12 @@ def corrected(
 
 
 def _most_similar(masks: Tensor, true_masks: Tensor) -> Tensor:
-    """(n, h, w) masks with the largest IoU among (n, T, h, w) masks."""
+    """(n, h, w) bool: for each of n true masks, the most similar of its T masks by IoU.
+
+    Args:
+        masks: (n, T, h, w) bool.
+        true_masks: (n, h, w) bool.
+    """
     shared = (masks & true_masks[:, None]).sum(dim=(2, 3))
     joined = (masks | true_masks[:, None]).sum(dim=(2, 3))
     best = (shared / joined.clamp(min=1)).argmax(dim=1)

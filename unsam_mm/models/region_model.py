@@ -95,8 +95,8 @@ class UnSAMRegionModel(BaseModel):
         """Means over the batch: the losses `loss_mask`, `loss_dice` and `loss_score`, and the metric `iou`.
 
         Args:
-            inputs: The regions of each image.
-            data_samples: With the pseudo-masks of each image.
+            inputs: The region tokens of each image.
+            data_samples: With `token_masks`, the pseudo-masks of each image as sets of tokens.
         """
         images = [
             region_losses(self.net, one, sample.token_masks, **self.train_cfg)
@@ -109,7 +109,11 @@ class UnSAMRegionModel(BaseModel):
         """The data samples with `pred_instances`, best first and at the size of the original image.
 
         Each has `scores` (N,) in [0, 1]; `labels` (N,) zeros; `bboxes` (N, 4) x0, y0, x1, y1 in pixels; `masks`, N
-        run-length encodings, whose boundaries follow those of the tokens. See `loss` for the arguments.
+        run-length encodings, whose boundaries are boundaries of tokens.
+
+        Args:
+            inputs: The region tokens of each image.
+            data_samples: With `region_tokens`, from `UnSAMPackRegions`.
         """
         for one, sample in zip(inputs, data_samples, strict=True):
             masks = to_mask_set(sample.region_tokens, *propose(self.net, one, **self.test_cfg))

@@ -47,13 +47,13 @@ class UnSAMHead(BaseModule):
 
     The names of the weights are those of MMDetection's `Mask2FormerHead`. Differences:
 
-    * Prediction computes the masks of the queries with the best class logits only, in chunks, as RLEs. Upsampled masks
-      of all 2000 queries would take 8 GB for a 1024 x 1024 image.
+    * Prediction computes masks only for the queries with the best class logits, in chunks, as RLEs. Upsampled logits of
+      all 2000 queries would need 8 GB for a 1024 x 1024 image.
     * Training does not compute the masks of all queries, see `PointCriterion`.
     * Every annotated instance is an object; labels are ignored.
     * Attention masks are computed from the mask feature resized to the level, once for all heads; MMDetection resizes
       the logits. Both are equal up to rounding.
-    * Attention weights are not kept in memory.
+    * Attention weights are not stored.
 
     Args:
         in_channels: Channels of the four levels, strides 4, 8, 16 and 32.
@@ -65,15 +65,15 @@ class UnSAMHead(BaseModule):
         positional_encoding: Arguments of `SinePositionalEncoding`; `num_feats` is half of `feat_channels`.
         num_queries: Number of queries.
         num_transformer_feat_level: Number of levels that the queries attend to in turn.
-        enforce_decoder_input_project: Whether to project the levels even if the widths agree.
+        enforce_decoder_input_project: True to project the levels even if the widths agree.
         loss_cls: Config of the classification loss; its `class_weight` is (object, no object). By default that of the
             paper.
         loss_mask: Config of the per-pixel loss. By default that of the paper.
         loss_dice: Config of the dice loss. By default that of the paper.
         train_cfg: `assigner`, and optionally `num_points`, `oversample_ratio`, `importance_sample_ratio` and
-            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss;
-            None, the default, disables it as in the release, where the value is 0.01). All matched queries are used;
-            the `sampler` of MMDetection's head is ignored.
+            `drop_loss_iou`: matched queries with at most this IoU with their object have no mask losses (DropLoss).
+            None, the default, disables DropLoss, as in the release, whose value is 0.01 if it is enabled. All matched
+            queries are used; the `sampler` of MMDetection's head is ignored.
         test_cfg: `max_per_image` (default 1000) and `mask_format` ('rle', the default, or 'bitmap').
         init_cfg: MMEngine's initialisation.
 
@@ -154,7 +154,7 @@ class UnSAMHead(BaseModule):
                 nn.init.xavier_normal_(weight)
 
     def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits of all queries after every layer, including those before the first; needs a lot of memory.
+        """Logits of all queries before the first layer and after each layer; needs a lot of memory.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -168,7 +168,7 @@ class UnSAMHead(BaseModule):
         return [self.cls_embed(state) for state in states], masks
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Class, mask and dice losses after every layer, by name; 'd0.' are those before the first layer.
+        """Class, mask and dice losses, by name: before the first layer, with the prefix 'd0.', and after each layer.
 
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
@@ -195,12 +195,12 @@ class UnSAMHead(BaseModule):
         Args:
             x: Levels of shape (B, C, H / s, W / s), s = 4, 8, 16, 32.
             batch_data_samples: With `batch_input_shape`, `img_shape` and `ori_shape` in their meta information.
-            rescale: Whether masks and boxes are in pixels of the original image instead of the network's input.
+            rescale: True for masks and boxes in pixels of the original image, False for pixels of the network's input.
 
         Returns:
             For each image `scores` (N,) in [0, 1], the object probability times the mean foreground probability;
             `labels` (N,) zeros; `bboxes` (N, 4) x0, y0, x1, y1 in pixels; `masks`, N run-length encodings, or an
-            (N, H, W) bool tensor where `test_cfg.mask_format` is 'bitmap'.
+            (N, H, W) bool tensor if `test_cfg.mask_format` is 'bitmap'.
         """
         states, embeds, mask_feature = self._decode(x)
         images = zip(self.cls_embed(states[-1]), embeds[-1], mask_feature, batch_data_samples, strict=True)
@@ -270,7 +270,7 @@ class UnSAMHead(BaseModule):
 
 @torch.no_grad()
 def _blocked_keys(embeds: Tensor, feature: Tensor) -> Tensor:
-    """(B, 1, Q, K) bool attention mask: keys outside of a query's mask are blocked, unless all would be.
+    """(B, 1, Q, K) bool attention mask: keys outside of a query's mask are blocked, unless all keys would be blocked.
 
     Args:
         embeds: (B, Q, C) mask embeddings.
@@ -283,7 +283,7 @@ def _blocked_keys(embeds: Tensor, feature: Tensor) -> Tensor:
 
 
 def check_mask_format(head: str, test_cfg: Mapping[str, Any]) -> str:
-    """`mask_format` of a head's `test_cfg`, 'rle' or 'bitmap'; raises `UnSAMError` for another."""
+    """`mask_format` of a head's `test_cfg`, 'rle' or 'bitmap'; raises `UnSAMError` for other values."""
     mask_format = test_cfg.get('mask_format', 'rle')
     if mask_format not in _MASK_FORMATS:
         raise UnSAMError(f'{head}: test_cfg.mask_format must be one of {_MASK_FORMATS}, got {mask_format!r}')

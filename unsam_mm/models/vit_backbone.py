@@ -22,7 +22,7 @@ _INPUT_MULTIPLE_PX = 32
 _NORM_GROUPS = 8
 _PROBE_PATCHES = 4  # side of the test image in patches
 _SAME_VIT_TOLERANCE = 0.01
-"""Relative tolerance; half-precision copies of one ViT differ by about 0.001, different ViTs by about 1."""
+"""Relative tolerance of `vit_probe`; half-precision copies of one ViT differ by about 0.001, two ViTs by about 1."""
 
 
 @MODELS.register_module()
@@ -34,17 +34,17 @@ class UnSAMViTBackbone(BaseModule):
     smaller than tokens.
 
     A frozen ViT is not registered as a submodule, so optimizers, checkpoints, gradient hooks and averaged models ignore
-    it, and a checkpoint takes a few MB instead of a hundred. Checkpoints contain the ViT's output for a fixed test
-    image, `vit_probe`; a checkpoint with the output of another ViT is rejected.
+    it, and a checkpoint has a few MB instead of a hundred. Checkpoints contain the ViT's output for a fixed test
+    image, `vit_probe`; a checkpoint with the output of another ViT is rejected with `WeightsError`.
 
     Args:
         vit: Name of the ViT in `unsam_mm.weights.TABLE`.
         out_channels: Channels of each of the four levels; a multiple of 8.
         stem_channels: Channels of the convolutional branch at stride 4; doubled at stride 8; a multiple of 8.
-        frozen: Whether the ViT is frozen. If not, it is trained and stored like any other module.
-        pretrained: Whether to load `vit`. If not, a ViT with random weights is built from `vit_config`.
-        vit_config: Arguments of `transformers.Dinov2Config`, if `pretrained` is False.
-        with_cp: Whether to use gradient checkpointing in a trained ViT, as in MMDetection's ResNet.
+        frozen: True to freeze the ViT. Otherwise it is trained and stored like any other module.
+        pretrained: True to load `vit`. Otherwise a ViT with random weights is built from `vit_config`.
+        vit_config: Arguments of `transformers.Dinov2Config` if `pretrained` is False; by default `TINY_VIT`.
+        with_cp: True to use gradient checkpointing in a trained ViT, as in MMDetection's ResNet.
         init_cfg: MMEngine's initialisation of the convolutions.
 
     Raises:

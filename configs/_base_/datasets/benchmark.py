@@ -2,7 +2,7 @@
 test_pipeline = [
     dict(type='UnSAMLoadImage', skip_broken=False),
     dict(type='Resize', scale=(2048, 1024), keep_ratio=True),  # shortest edge 1024, longest at most 2048
-    dict(type='UnSAMLoadMasks', at_original_size=True),  # ground truth of the metric, loaded image by image
+    dict(type='UnSAMLoadMasks', at_original_size=True),  # ground truth for the metric, loaded image by image
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'gt_areas')),
 ]
 test_dataloader = dict(

@@ -1,5 +1,5 @@
 # ADE20K instances, validation: 2000 images. The paper's file was not published; this is Mask2Former's, of 100 things.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/ade20k. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/ade20k. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

@@ -1,5 +1,5 @@
 # COCO val2017: 5000 images.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/coco. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/coco. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

@@ -1,5 +1,5 @@
 # EntitySeg, validation, low resolution: 1314 images.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/entityseg. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/entityseg. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

@@ -1,5 +1,5 @@
 # LVIS v1 val: 19,809 images of COCO's train2017 and val2017. The paper uses 5000 and does not say which.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/lvis. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/lvis. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

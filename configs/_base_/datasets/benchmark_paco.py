@@ -1,5 +1,5 @@
 # PACO-LVIS v1 val: 2410 images of COCO, objects and parts.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/paco. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/paco. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

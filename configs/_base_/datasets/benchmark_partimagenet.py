@@ -1,5 +1,5 @@
 # PartImageNet, val: 2957 images; the paper counts 2956.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/partimagenet. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/partimagenet. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

@@ -1,5 +1,5 @@
 # SA-1B: the first 1000 images, by name, of a folder that training has not seen. The paper's 1000 are not published.
-# Elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/sa1b_val. See docs/datasets.md.
+# For images elsewhere: --cfg-options test_dataloader.dataset.data_root=/my/sa1b_val. See docs/datasets.md.
 _base_ = './benchmark.py'
 
 test_dataloader = dict(

@@ -1,14 +1,14 @@
 # Any folder of images; pseudo-masks are made when an image is first used, and stored. No annotation is needed.
 # The next two settings are copied to the datasets below after the command line is read, so both can be set there.
 data_root = ''  # empty: eleven images of scikit-image, three of them held out
-ann_file = ''  # COCO file: all its images are tested; without it, the held-out images, against their pseudo-masks
+ann_file = ''  # COCO file whose images are all tested; empty: the held-out images and their pseudo-masks are used
 
 crop_px = 256
 load_image = dict(type='UnSAMLoadImage')
 pseudo_masks = dict(
     type='UnSAMPseudoMasks',
     preset='default',
-    max_masks=100,  # the paper has 200 on 1024 px crops
+    max_masks=100,  # the paper has 200 for crops of 1024 px
     min_area_px=1024,  # 2 x 2 tokens of the backbone; smaller masks need a longer training
 )
 
@@ -32,7 +32,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=2,
-    num_workers=0,  # a worker would load a second ViT and take a core from training
+    num_workers=0,  # a worker would load a second ViT and use a core that training needs
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(type='UnSAMImageFolder', split='train', pipeline=train_pipeline),
 )

@@ -1,7 +1,7 @@
 # Folders of images; region tokens and pseudo-masks are computed before training and stored. No annotation is needed.
 # The next two settings are copied to the datasets below after the command line is read, so both can be set there.
 data_root = ''  # a folder, or [a,b,...]; empty: eleven images of scikit-image, three of them held out
-ann_file = ''  # COCO file: all its images are tested; without it, the held-out images, against their pseudo-masks
+ann_file = ''  # COCO file whose images are all tested; empty: the held-out images and their pseudo-masks are used
 
 region_tokens = dict(type='UnSAMRegionTokens', n_tokens=768, max_masks=300)
 
@@ -15,8 +15,8 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=1,  # with 128 prompts
-    num_workers=1,  # reads tokens and computes distances during training, a sixth of the time of a step
+    batch_size=1,  # image with 128 prompts
+    num_workers=1,  # reads tokens and computes distances, which takes a sixth of the time of a training step
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(type='UnSAMRegionFolders', split='train', pipeline=train_pipeline),
 )
@@ -27,7 +27,7 @@ val_dataloader = dict(
     dataset=dict(
         type='UnSAMRegionFolders',
         split='held_out',
-        max_images=24,  # a minute or two; with ann_file, all images are tested
+        max_images=24,  # takes a minute or two; with ann_file, all images are tested
         test_mode=True,
         pipeline=test_pipeline,
     ),

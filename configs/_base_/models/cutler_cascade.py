@@ -10,8 +10,8 @@ data_preprocessor = dict(
     pad_size_divisor=32,  # the coarsest level of the backbone
 )
 
-roi_align = dict(type='RoIAlign', sampling_ratio=0, aligned=True)  # as many samples as pixels; centres at halves
-roi_levels = dict(out_channels=channels, featmap_strides=[4, 8, 16, 32], finest_scale=56)  # 224 px go to stride 16
+roi_align = dict(type='RoIAlign', sampling_ratio=0, aligned=True)  # 0: adaptive; centres at halves
+roi_levels = dict(out_channels=channels, featmap_strides=[4, 8, 16, 32], finest_scale=56)  # boxes of 224 px: stride 16
 
 # Box deltas are divided by 10, 20 and 30 (5, 10 and 15 for sizes); MMDetection's own config rounds the last to 0.033.
 box_deviations = [[1 / 10, 1 / 10, 1 / 5, 1 / 5], [1 / 20, 1 / 20, 1 / 10, 1 / 10], [1 / 30, 1 / 30, 1 / 15, 1 / 15]]
@@ -24,7 +24,7 @@ model = dict(
         depth=50,
         out_indices=(0, 1, 2, 3),
         style='pytorch',  # the 3 x 3 convolution has the stride (STRIDE_IN_1X1: False)
-        norm_cfg=dict(type='BN'),  # SyncBN in training; the same in prediction
+        norm_cfg=dict(type='BN'),  # the authors train with SyncBN, which is the same in prediction
         norm_eval=True,
         init_cfg=None,  # the checkpoint has all weights
     ),
@@ -32,7 +32,7 @@ model = dict(
         type='FPN',
         in_channels=[256, 512, 1024, 2048],
         out_channels=channels,
-        num_outs=5,  # the fifth is every second pixel of the fourth
+        num_outs=5,  # the fifth level is every second pixel of the fourth
         norm_cfg=dict(type='BN'),  # the authors normalise the pyramid too (FPN.NORM: SyncBN)
     ),
     rpn_head=dict(
@@ -84,7 +84,7 @@ model = dict(
             min_bbox_size=0,
         ),
         rcnn=dict(
-            score_thr=0.3,  # the paper's; the released code has 0.1
+            score_thr=0.3,  # as in the paper; the released code has 0.1
             nms=dict(type='nms', iou_threshold=0.5),
             max_per_img=100,
             mask_thr_binary=0.5,

@@ -1,7 +1,7 @@
 # Small whole-image model: frozen DINOv2-S/14, light Mask2Former. Trains on two CPU cores.
 channels = 128  # half of Mask2Former's 256: a quarter of the cost
 num_levels = 3  # strides 32, 16 and 8, as in Mask2Former
-num_queries = 150  # the paper has 2000; a 256 px crop holds tens of masks
+num_queries = 150  # the paper has 2000; a crop of 256 px contains tens of masks
 
 data_preprocessor = dict(
     type='DetDataPreprocessor',
@@ -30,7 +30,7 @@ model = dict(
             norm_cfg=dict(type='GN', num_groups=32),
             act_cfg=dict(type='ReLU'),
             encoder=dict(
-                num_layers=2,  # Mask2Former has 6; here the input are the tokens of a transformer
+                num_layers=2,  # Mask2Former has 6; here the inputs are already the tokens of a transformer
                 layer_cfg=dict(
                     self_attn_cfg=dict(
                         embed_dims=channels, num_heads=8, num_levels=num_levels, num_points=4, batch_first=True
@@ -41,7 +41,7 @@ model = dict(
             positional_encoding=dict(num_feats=channels // 2, normalize=True),
         ),
         transformer_decoder=dict(
-            num_layers=3,  # each level once; three times in Mask2Former
+            num_layers=3,  # queries attend to each level once; in Mask2Former, three times
             return_intermediate=True,
             layer_cfg=dict(
                 self_attn_cfg=dict(embed_dims=channels, num_heads=8, batch_first=True),

@@ -63,7 +63,7 @@ model = dict(
             positional_encoding=positional_encoding,
         ),
         transformer_decoder=dict(
-            num_layers=9,  # each level three times
+            num_layers=9,  # queries attend to each level three times
             return_intermediate=True,
             layer_cfg=dict(
                 self_attn_cfg=dict(embed_dims=channels, num_heads=num_heads, batch_first=True),

@@ -3,8 +3,8 @@ model = dict(
     type='UnSAMRegionModel',
     data_preprocessor=dict(type='UnSAMRegionPreprocessor'),
     net=dict(width=128, heads=4, encoder_layers=3, decoder_layers=2, prompt_channels=32),
-    # Number of clicked tokens of each image, and number of target masks around each.
+    # Number of clicked tokens in each image, and number of target masks for each click.
     train_cfg=dict(n_seeds=32, targets_per_seed=4),
-    # Masks that overlap better ones have lower scores; with repetition=1, duplicates have the score 0.
+    # Scores of masks that overlap with better masks are reduced; with repetition=1, duplicates have the score 0.
     test_cfg=dict(n_seeds=768, granularity_step=0.03, max_masks=1000, duplicate_iou=0.97, repetition=0.4),
 )

@@ -11,7 +11,7 @@ model = dict(
     mask_head=dict(
         _delete_=True,
         type='UnSAMJointHead',
-        whole_image_weight=1.0,  # both losses are sums over equally many layers, with similar weights for each mask
+        whole_image_weight=1.0,  # both losses are sums over 9 or 10 layers, with similar weights for each mask
         prompts_weight=1.0,
         pixel_decoder=_base_.model.mask_head.pixel_decoder,
         whole_image=dict(
@@ -23,7 +23,7 @@ model = dict(
             num_transformer_feat_level=num_levels,
             positional_encoding=dict(num_feats=channels // 2, normalize=True),
             transformer_decoder=dict(
-                num_layers=9,  # each level three times
+                num_layers=9,  # queries attend to each level three times
                 return_intermediate=True,
                 layer_cfg=dict(
                     self_attn_cfg=dict(embed_dims=channels, num_heads=num_heads, batch_first=True),

@@ -1,5 +1,5 @@
-# Twenty minutes on one and a half CPU cores. The learning rate decays until train_cfg.max_iters. A resumed training
-# keeps the decay that it started with, so its max_iters should not be changed.
+# Takes twenty minutes on one and a half CPU cores. The learning rate decays until train_cfg.max_iters. A resumed
+# training continues the decay with which it started, so its max_iters should not be changed.
 max_iters = 4000
 train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=100_000)  # validation only at the end
 val_cfg = dict(type='ValLoop')

@@ -21,7 +21,7 @@ optim_wrapper = dict(
     ),
 )
 
-# The released warm-up of 10 iterations has factor 1.0, so none here.
+# There is no warm-up, since the released warm-up of 10 iterations has the factor 1.0.
 param_scheduler = [
     dict(type='MultiStepLR', milestones=[177_776, 192_592], gamma=0.1, begin=0, end=max_iters, by_epoch=False)
 ]

@@ -1,5 +1,5 @@
 # The published schedule of the promptable models: 4 epochs of 0.1 million images, batch size 8. The released yaml has
-# 400,000 iterations with batch size 1, and steps of the learning rate after 88.9 and 96.3 % of them.
+# 400,000 iterations with batch size 1, and its learning rate drops after 88.9 and 96.3 % of them.
 max_iters = 50_000
 train_cfg = dict(type='UnSAMTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
@@ -31,7 +31,8 @@ optim_wrapper = dict(
     ),
 )
 
-# After 90 and 95 % of the iterations, as in the paper. The released warm-up of 10 iterations has factor 1.0: none here.
+# The learning rate drops after 90 and 95 % of the iterations, as in the paper. There is no warm-up, since the released
+# warm-up of 10 iterations has the factor 1.0.
 param_scheduler = [
     dict(type='MultiStepLR', milestones=[45_000, 47_500], gamma=0.1, begin=0, end=max_iters, by_epoch=False)
 ]
