@@ -287,7 +287,7 @@ def merge_predictions(
         max_iou: Pseudo-masks with a larger IoU with any of these are left out.
         images: COCO file that defines the image ids of a list of results. By default they are those that
             `PseudoMaskStore.merge` writes: the n-th image by name has id n.
-        supervised: True if the model was trained with human labels. The metadata of a folder and the "info" of a file of
+        supervised: True if the model was trained with human labels. The metadata of a folder and "info" of a file of
             predictions can also state this.
 
     Raises:
