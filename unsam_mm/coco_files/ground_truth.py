@@ -24,7 +24,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     Args:
         names: Image names or paths, with suffix.
         ground_truth: A COCO dictionary.
-        skip_unmatched: True to leave out names that match no image, instead of raising an error, unless none matches.
+        skip_unmatched: True to leave out names that match no image. An error is still raised if no name matches.
 
     Returns:
         Image id by name.

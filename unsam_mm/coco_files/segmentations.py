@@ -110,7 +110,7 @@ def read_rles(records: Sequence[Record], size_hw: tuple[int | None, int | None])
 
     Raises:
         UnSAMError: If a mask is malformed, has another size than the image, or its run lengths do not sum to that size.
-            Also if there are polygons, and the size is unknown or too large, or their outline is too long.
+            For polygons also if the size is unknown or too large, or their outline is too long.
     """
     encoded = [i for i, record in enumerate(records) if isinstance(record['segmentation'], Mapping)]
     try:

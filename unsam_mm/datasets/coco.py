@@ -23,8 +23,8 @@ class UnSAMCocoDataset(LazyDataset):
     """The images of a COCO file, with all categories as one class; annotations are read lazily.
 
     Supports the formats of COCO, LVIS (no ``file_name``, the path is the end of ``coco_url``), PACO, EntitySeg,
-    PartImageNet and ADE20K: polygons or RLEs; ids may be numbers or text, and differ from the file names; ``iscrowd``
-    may be absent. The ids of images are not changed.
+    PartImageNet and ADE20K: polygons or RLEs; ids may be numbers or text and need not agree with the file names;
+    ``iscrowd`` may be absent. The ids of images are not changed.
 
     Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as in
     `UnSAMImageFolder`. Each instance also has ``area``, the area in pixels stated in the file, or NaN; COCO divides

@@ -97,9 +97,9 @@ class UnSAMPseudoMasks(BaseTransform):
         return self.__dict__ | {'_built': None}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds the masks to `results`; returns None instead to draw another image.
+        """Adds the masks to `results`, or returns None, so that another image is drawn.
 
-        This happens if masks are missing or damaged in `precomputed`, or the image cannot be segmented.
+        The result is None if masks are missing or damaged in `precomputed`, or the image cannot be segmented.
 
         Raises:
             UnSAMError: If the image was flipped, cropped or resized before, and `at_original_size` is False, or CUDA is

@@ -104,13 +104,13 @@ def run_benchmarks(
     Args:
         runner: Runner with the model.
         benchmarks: Configs with `test_dataloader` and `test_evaluator`, by name.
-        results: JSON file of results, written after each benchmark.
+        results: JSON file of results, which is read at the start and written after each benchmark.
         checkpoint: The weights; None for the initial weights of the config, whose results are not written.
         again: True to repeat tests whose results are in the file.
         show_dir: Folder with a subfolder for the pictures of each benchmark, if the config draws any.
 
     Returns:
-        Metrics by benchmark, and error messages by failed benchmark.
+        Metrics of the benchmarks by name, and error messages of failed benchmarks by name.
 
     Raises:
         StoreError: If `results` cannot be read or written.

@@ -31,8 +31,8 @@ def load_predictions(
             ``predicted_iou``), or a list of COCO result records. Images of the first two are matched by name (see
             `match_images`); a list of records must use the ids of the ground truth.
         ground_truth: A COCO dictionary.
-        skip_unmatched: True to leave out images that are not in the ground truth, instead of raising an error, unless
-            none is.
+        skip_unmatched: True to leave out images that are not in the ground truth. An error is still raised if none
+            is in it.
 
     Raises:
         StoreError: If the path is missing, damaged, empty or in another format, or images cannot be matched.

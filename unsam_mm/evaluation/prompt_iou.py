@@ -1,4 +1,4 @@
-"""Metrics of promptable segmentation: IoU after one click and after several, and the number of clicks for an IoU.
+"""Metrics of promptable segmentation: IoU after one or several clicks, and the number of clicks to reach an IoU.
 
 A predictor returns several masks for one click. Max IoU is the IoU of the mask with the best score, Oracle IoU the best
 IoU. In the paper, all segments of an image count equally (COCO's panoptic ones, things and stuff), and the click is at

@@ -33,8 +33,8 @@ from unsam_mm.pseudo_masks.vit import check_device
 _log = logging.getLogger(__name__)
 
 _TASK_S = 5.0  # intended duration of a task; longer if there are so many workers that `_TASKS_PER_S` would be exceeded
-_TASKS_PER_S = 20  # of all workers; a sixth of what scheduler and client handle in one busy process
-_MAX_IMAGES = 100  # of a task
+_TASKS_PER_S = 20  # maximum for all workers; a sixth of what scheduler and client handle in one busy process
+_MAX_IMAGES = 100  # in a task
 _TASKS_PER_THREAD = 2  # submitted at a time: one that runs and one that waits
 _TASK_RETRIES = 2  # of a task that raises an error, for example because a disk is unavailable for a moment
 _THREADS_UPDATE_S = 5.0
@@ -239,7 +239,7 @@ class _WorkerPlugin(distributed.WorkerPlugin):
         self._stopped, self._process = True, None
 
     def do(self, names: list[str]) -> _Outcome:
-        """Processes images; discards the results if the worker is unusable at the end, such as for a missing folder."""
+        """Processes images; the results are discarded if the worker is unusable at the end, such as without a folder."""
         store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
         if not (problem := self._find_problem()):
             with self._lock:  # the threads of a worker share one model

@@ -281,7 +281,7 @@ def merge_predictions(
     Args:
         masks: Folder of pseudo-masks.
         target: COCO file to write; see `merge_ground_truth`. ``source`` is "prediction" or "pseudo". Predictions from a
-            folder of masks have a ``parent``, too.
+            folder have a ``parent``, too. "supervised" is true if human labels were used for any of the labels.
         predictions: Folder of masks, COCO file with scores, or list of COCO results.
         min_score: Predictions with a larger score become labels.
         max_iou: Pseudo-masks with a larger IoU with any of these are left out.

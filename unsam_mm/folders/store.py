@@ -37,7 +37,7 @@ _HEAD = re.compile(
     rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
     rb'\s*"width"\s*:\s*\d+\s*(?:,\s*"made_of"\s*:\s*(\{[^{}]*+\})\s*)?\}\s*,\s*"annotations"\s*:\s*\['
 )
-"""The beginning of each file; files with another beginning are foreign, and are neither read nor removed."""
+"""The beginning of each file; files with another beginning are foreign, and are not listed, replaced or removed."""
 _HEAD_BYTES, _MAX_HEAD_BYTES = 512, 1 << 16
 _TAIL_BYTES = 16
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -72,7 +72,11 @@ class PseudoMaskStore:
         return head is not None and is_complete
 
     def holds(self, path: str | Path) -> bool:
-        """Whether a file belongs to the store: the masks of an image, or the metadata."""
+        """True if a file belongs to the store: the masks of an image, or the metadata.
+
+        Raises:
+            StoreError: If the file cannot be read.
+        """
         if os.path.realpath(path) == os.path.realpath(self.root / MANIFEST):
             return True
         return lies_below(path, self.root) and _read_ends(path)[0] is not None
@@ -197,7 +201,7 @@ class PseudoMaskStore:
             by_age: True to raise an error also if there is no stamp and the image is newer than the masks.
 
         Raises:
-            StoreError: If the file is missing, damaged or foreign, or the image has changed.
+            StoreError: If the file is missing, damaged or not a file of masks, or the image has changed.
         """
         path = self.path_of(name)
         try:
