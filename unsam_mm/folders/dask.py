@@ -239,7 +239,7 @@ class _WorkerPlugin(distributed.WorkerPlugin):
         self._stopped, self._process = True, None
 
     def do(self, names: list[str]) -> _Outcome:
-        """Processes images; the results are discarded if the worker is unusable at the end, such as without a folder."""
+        """Processes images; the results are discarded if the worker is unusable at the end, as without a folder."""
         store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
         if not (problem := self._find_problem()):
             with self._lock:  # the threads of a worker share one model
