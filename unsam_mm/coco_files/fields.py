@@ -68,7 +68,7 @@ def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def is_crowd(record: Mapping[str, Any]) -> bool:
-    """Whether an annotation is of a group of objects; False if ``iscrowd`` is absent.
+    """True if an annotation is of a group of objects; False if ``iscrowd`` is absent, null or empty text.
 
     Raises:
         UnSAMError: If ``iscrowd`` is neither 0 nor 1.
@@ -129,7 +129,7 @@ def stated_box(record: Mapping[str, Any]) -> list[float] | None:
 
 
 def category_order(record: Mapping[str, Any]) -> tuple[bool, float, str]:
-    """Sort key of a record by category id of any type; records without a category come first."""
+    """Sort key of a record by category id: numbers first, then other types as text; an absent category counts as 0."""
     category = record.get('category_id')
     if isinstance(category, int | float) and abs(category) < 1e300:
         return False, category, ''
@@ -197,9 +197,10 @@ def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:
     """Reads a label image.
 
     Args:
-        path: Image file: greyscale, with a palette, or with colours.
-        colours_as_numbers: Whether a colour becomes red + 256 green + 65536 blue, as in COCO's panoptic format. If not,
-            it becomes the maximum of its channels.
+        path: Image file: greyscale, with a palette (labels are its indices), or with colours; an alpha channel is
+            ignored.
+        colours_as_numbers: True if the label of a colour is red + 256 green + 65536 blue, as in COCO's panoptic format.
+            If False, it is the maximum of the channels.
 
     Returns:
         (H, W) int64 labels.

@@ -24,13 +24,14 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
     Args:
         names: Image names or paths, with suffix.
         ground_truth: A COCO dictionary.
-        skip_unmatched: Whether to leave out names that match no image, instead of raising an error.
+        skip_unmatched: True to leave out names that match no image. An error is still raised if no name matches.
 
     Returns:
         Image id by name.
 
     Raises:
-        StoreError: If a name matches no image or several equally well, or two names match the same image.
+        StoreError: If a name matches no image or several equally well, two names match the same image, or an image of
+            the file has no name.
     """
     by_file_name: dict[str, list[tuple[tuple[str, ...], Any]]] = defaultdict(list)
     for image in ground_truth['images']:
@@ -73,7 +74,7 @@ def match_images(names: Iterable[str], ground_truth: Mapping[str, Any], skip_unm
 
 
 def name_parts(name: str) -> tuple[str, ...]:
-    """The parts of a path, also of one with backslashes."""
+    """The parts of a path, whose separators are slashes or backslashes."""
     return PurePosixPath(name.replace('\\', '/')).parts
 
 
@@ -87,11 +88,11 @@ def load_ground_truth(path: str | Path) -> dict[str, Any]:
     """A COCO annotation file as a dictionary with non-empty ``images`` and ``annotations``.
 
     Float ids without a fraction become ints. Polygons that enclose nothing and annotations without a mask are left out;
-    one warning gives their number.
+    one warning gives the number of both.
 
     Raises:
         StoreError: If the file is missing, damaged, empty or not a COCO file, lists an image twice, or has annotations
-            of images that it does not list.
+            of images that it does not list, or none with a mask.
     """
     data = read_json(path)
     if not is_coco(data):

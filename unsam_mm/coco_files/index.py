@@ -20,7 +20,7 @@ from unsam_mm.errors import StoreError, located
 from unsam_mm.files import GZIP, PACKED, explaining_json
 
 _CHUNK_BYTES = 1 << 20
-_MAX_VALUE_BYTES = 1 << 28  # annotations are shorter; a file that is not JSON is not read to its end
+_MAX_VALUE_BYTES = 1 << 28  # longer than any annotation, so a large file that is not JSON is not read to its end
 _BLANKS = ' \t\n\r'
 _MAY_CONTINUE = ('', '.', 'e', 'E')  # characters after the digits of a number that may be incomplete
 
@@ -53,8 +53,8 @@ def stream_lists(
     Args:
         path: The file, a dictionary or a list.
         lists: Names of the lists to read, or `TOP_LEVEL`. Other values are skipped.
-        whole: Names of short values that are yielded as one entry.
-        found: The names of the lists in the file, also of empty ones, are added to this set.
+        whole: Names of short values, each of which is yielded as one entry.
+        found: Set to which the names in `lists` that are found in the file are added, including those of empty lists.
 
     Raises:
         StoreError: If the file is missing, not JSON or truncated, or a value under one of the names is not a list.
@@ -67,7 +67,7 @@ def stream_lists(
 
 
 def open_utf8(path: str | Path) -> IO[bytes]:
-    """Opens a JSON file as UTF-8, after its byte order mark; UTF-16 and UTF-32 are converted in memory.
+    """Opens a JSON file as UTF-8 bytes after the byte order mark; UTF-16 and UTF-32 are converted in memory.
 
     Raises:
         OSError: If it cannot be read.
@@ -90,7 +90,7 @@ def open_utf8(path: str | Path) -> IO[bytes]:
 
 @lru_cache(maxsize=1)
 def _converted(path: str, encoding: str, mtime_ns: int, n_bytes: int) -> bytes:
-    """A whole file in UTF-8; cached while the file does not change, since it is opened for each image."""
+    """A whole file in UTF-8; cached until the file changes, since it is opened again for each image."""
     return Path(path).read_bytes().decode(encoding).removeprefix('\ufeff').encode()
 
 
@@ -137,7 +137,7 @@ class _Cursor:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._text, self._at = '', 0  # characters read, and the position in them
+        self._text, self._at = '', 0  # characters in memory, and the position of the next one
         self._start = file.tell()  # position of the first of them in the file
         self._decode = json.JSONDecoder().raw_decode
 
@@ -169,7 +169,7 @@ class _Cursor:
                 # The first characters of a number are a number, too: 1 of 12, and 0 of 0.5.
                 if self._text[end : end + 1] not in _MAY_CONTINUE or not self._read(n_bytes):
                     break
-            n_bytes *= 2  # a long value is decoded few times
+            n_bytes *= 2  # so that a long value is decoded only a few times
         text = self._text[self._at : end]
         if not text.isascii():
             value = json.loads(text.encode('latin-1').decode('utf-8'))
@@ -177,7 +177,7 @@ class _Cursor:
         return value, start, self._start + end
 
     def fail(self, message: str) -> None:
-        """Raises the error that `json` raises."""
+        """Raises `json.JSONDecodeError` with the message and the position in the file."""
         raise json.JSONDecodeError(f'{message}, byte {self._start + self._at}', self._text, self._at)
 
     def _read(self, n_bytes: int) -> bool:
@@ -198,18 +198,18 @@ class ListedImage(NamedTuple):
 class AnnotationIndex:
     """The images of a COCO file, and the positions of their annotations in the file.
 
-    An image takes a few hundred bytes, and a run of consecutive annotations of an image 24 bytes.
+    Memory: a few hundred bytes for each image, and 24 bytes for each run of consecutive annotations of one image.
 
     Args:
-        path: The file; a list of annotations or results if `lists` has `TOP_LEVEL`.
-        nameless: Message for an image without a name.
+        path: The file; may be a list of annotations or results if `lists` contains `TOP_LEVEL`.
+        nameless: Message for an image without a name, which follows its id.
         lists: Names of the lists to read.
         each: Called with each annotation.
 
     Attributes:
-        number_of: Number of an image, in the order of the file, by id.
-        images: Images by number; None for one that has annotations but is not listed.
-        found: Names of the lists in the file, also of empty ones.
+        number_of: Number of each image, by id, in the order in which the ids first appear in the file.
+        images: The images, indexed by number; None for an image that has annotations but is not listed.
+        found: Names in `lists` that are found in the file, including those of empty lists.
         info: The value of "info".
 
     Raises:
@@ -268,7 +268,7 @@ class AnnotationIndex:
         check_listed(self.path, self.number_of, listed, advice)
 
     def read_records(self, number: int) -> list[dict[str, Any]]:
-        """The annotations of the image with a number, in the order of the file.
+        """The annotations of the image with this number, in the order of the file.
 
         Raises:
             StoreError: If the file has changed since it was indexed.

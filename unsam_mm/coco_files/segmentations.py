@@ -1,4 +1,4 @@
-"""Converts segmentations of COCO records to RLEs, and validates them, which the C code of pycocotools does not."""
+"""Converts segmentations of COCO records to RLEs, after a validation that the C code of pycocotools does not do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from unsam_mm.masks.rle import MAX_PIXELS, Rle, RleError, rles_from_json
 Record = Mapping[str, Any]
 
 _MIN_NUMBERS = 6  # numbers of a polygon: three corners
-_FLAT_PX = 1e-6  # polygons whose corners are nearer to a line enclose nothing
+_FLAT_PX = 1e-6  # a polygon encloses nothing if all corners are within this distance of a line
 _MARGIN_PX = 10_000  # polygons are clipped at this distance from the image
-_MAX_LENGTH_PX = 25_000_000  # of the outline of a mask; pycocotools needs 40 bytes for each pixel of it
+_MAX_LENGTH_PX = 25_000_000  # of the outline of a mask; pycocotools needs 40 bytes for each pixel of an outline
 _MAX_COORDINATE = 1e12  # larger coordinates are invalid
 _MAX_SIDE_PX = 2**28  # pycocotools counts fifths of a pixel in 32 bits
 
@@ -26,8 +26,8 @@ _MAX_SIDE_PX = 2**28  # pycocotools counts fifths of a pixel in 32 bits
 class PolygonFilter:
     """Leaves out polygons that enclose nothing, and counts them for one warning.
 
-    Annotation tools write them after one or two clicks, or where an object is cut at a border. Valid polygons are lists
-    x, y, x, y, ... of at least three corners, of finite numbers, whose corners do not lie on one line. A segmentation
+    Annotation tools write such polygons after one or two clicks, or where an object is cut at a border. A valid polygon
+    is a list of finite numbers x, y, x, y, ... with at least three corners that do not lie on one line. A segmentation
     that is a list of numbers is one polygon. RLEs are not changed, nor are other formats, for which `read_rles` raises
     an error.
 
@@ -35,7 +35,7 @@ class PolygonFilter:
         source: Name of the file or list of the records, for the warning.
 
     Attributes:
-        n_polygons: Number of polygons left out of annotations that have others.
+        n_polygons: Number of polygons left out of annotations that also have valid polygons.
         n_records: Number of annotations left out, since they have no valid polygon.
         n_kept: Number of annotations that have a mask.
     """
@@ -46,7 +46,7 @@ class PolygonFilter:
         self._first = ''
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
-        """The records that have a mask; records of which polygons are left out are copied."""
+        """Returns the records that have a mask; a record that must be changed is copied."""
         found = [kept for record in records if (kept := self._filtered(record)) is not None]
         self.n_kept += len(found)
         return found
@@ -110,6 +110,7 @@ def read_rles(records: Sequence[Record], size_hw: tuple[int | None, int | None])
 
     Raises:
         UnSAMError: If a mask is malformed, has another size than the image, or its run lengths do not sum to that size.
+            For polygons also if the size is unknown or too large, or their outline is too long.
     """
     encoded = [i for i, record in enumerate(records) if isinstance(record['segmentation'], Mapping)]
     try:
@@ -142,7 +143,7 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
             f'{describe_record(record)}: an image of {height} x {width} px is too large to draw polygons in'
         )
     clipped = [inside for polygon in polygons if len(inside := _clip(polygon, height, width)) >= _MIN_NUMBERS]
-    # The edges of all pixels of the image, and some detours outside.
+    # At most the edges of all pixels of the image, and some outline outside of the image.
     length, max_length = sum(map(_length, clipped)), min(2 * height * width + 64 * _MARGIN_PX, _MAX_LENGTH_PX)
     if length > max_length:
         raise UnSAMError(
@@ -155,7 +156,7 @@ def _draw_polygons(record: Record, size_hw: tuple[int | None, int | None]) -> Rl
 
 
 def _is_nested(part: Any) -> bool:
-    """Whether a part of a segmentation is an RLE, or has corners as pairs or dictionaries."""
+    """True if a part of a segmentation is an RLE or a list of corners that are pairs or dictionaries."""
     return isinstance(part, Mapping) or (
         isinstance(part, list) and any(isinstance(one, list | Mapping) for one in part)
     )
@@ -191,9 +192,10 @@ def _length(polygon: list[float]) -> float:
 
 
 def _clip(polygon: list[float], height: int, width: int) -> list[float]:
-    """Clips a polygon far outside of the image, by Sutherland and Hodgman's algorithm.
+    """Clips a polygon at a distance of `_MARGIN_PX` around the image, by Sutherland and Hodgman's algorithm.
 
-    pycocotools draws the whole outline of a polygon. Edges that clipping adds are outside of the image.
+    pycocotools draws the whole outline of a polygon, however far it is from the image. The edges that clipping adds are
+    outside of the image, so they do not change the mask.
     """
     corners = np.array(polygon, np.float64).reshape(-1, 2)
     for axis, sign, limit in (

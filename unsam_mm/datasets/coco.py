@@ -23,13 +23,13 @@ class UnSAMCocoDataset(LazyDataset):
     """The images of a COCO file, with all categories as one class; annotations are read lazily.
 
     Supports the formats of COCO, LVIS (no ``file_name``, the path is the end of ``coco_url``), PACO, EntitySeg,
-    PartImageNet and ADE20K: polygons or RLEs, ids that are numbers or texts and may differ from those in the file
-    names, no ``iscrowd``. Images keep their ids.
+    PartImageNet and ADE20K: polygons or RLEs; ids may be numbers or text and need not agree with the file names;
+    ``iscrowd`` may be absent. The ids of images are not changed.
 
     Entries have ``img_path``, ``img_name``, ``img_root``, ``img_id``, ``height``, ``width`` and ``instances`` as in
-    `UnSAMImageFolder`, each instance also with the ``area`` stated in the file, by which COCO divides objects into
-    small, medium and large, or NaN. Crowds have ``ignore_flag`` 1. Objects without a mask and degenerate polygons are
-    left out, with a warning.
+    `UnSAMImageFolder`. Each instance also has ``area``, the area in pixels stated in the file, or NaN; COCO divides
+    objects into small, medium and large by this area. Crowds have ``ignore_flag`` 1. Objects without a mask and
+    degenerate polygons are left out, with a warning.
 
     Args:
         ann_file: The COCO file, relative to `data_root`.
@@ -90,8 +90,10 @@ class UnSAMCocoDataset(LazyDataset):
         return len(self._index.images)
 
     def annotations(self, position: int) -> list[dict[str, Any]]:
-        """The annotations of an image that have a mask, in COCO's order, by category; raises `StoreError` if the file
-        has changed since.
+        """The annotations of an image that have a mask, sorted by category as in COCO's evaluation.
+
+        Raises:
+            StoreError: If the file has changed since it was indexed.
         """
         return sorted(PolygonFilter(self.ann_file)(self._index.read_records(position)), key=category_order)
 
@@ -99,7 +101,7 @@ class UnSAMCocoDataset(LazyDataset):
         """The instances of an image, by its index in the file.
 
         Raises:
-            StoreError: If the file has changed since, or an annotation is invalid.
+            StoreError: If the file has changed since it was indexed, or an annotation is invalid.
         """
         annotations = self.annotations(position)
         try:
@@ -120,7 +122,7 @@ def _path_of(image: ListedImage) -> str:
 
 @DATASETS.register_module()
 class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
-    """The images of a file in COCO's panoptic format, whose segments are in PNG files; they are read lazily.
+    """The images of a file in COCO's panoptic format, whose segments are in PNG files, which are read lazily.
 
     Entries and arguments are as in `UnSAMCocoDataset`; masks are RLEs, and areas are counted from their pixels.
     `data_prefix` has the folder of the PNG files under the key ``seg``.
@@ -168,7 +170,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
         bitmaps = labels == np.array(ids, np.int64).reshape(-1, 1, 1)
         return [
             {
-                'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks takes boxes from masks
+                'bbox': [0.0, 0.0, 0.0, 0.0],  # UnSAMLoadMasks computes boxes from masks
                 'bbox_label': 0,
                 'ignore_flag': int(crowd),
                 'mask': rle_to_json(rle),

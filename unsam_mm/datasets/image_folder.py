@@ -36,14 +36,16 @@ class UnSAMImageFolder(BaseDetDataset):
             format of `LoadAnnotations(with_bbox=True, with_mask=True)`. Without it, ids are hashes of the names.
         data_root: The folder. By default eleven photographs and micrographs of scikit-image.
         data_prefix: Subfolder, under the key ``img`` or ``img_path``.
-        split: 'all', 'train' or 'held_out'. The split is by a hash of the name, so an image keeps its side when others
-            are added; the images of scikit-image have a fixed split. Both sides are non-empty for two images or more.
-        held_out_fraction: Fraction of images held out, in (0, 1).
+        split: 'all', 'train' or 'held_out'. The split is by a hash of the name, so an image usually stays in its part
+            when others are added; the images of scikit-image have a fixed split. Both parts are non-empty if there are
+            two images or more.
+        held_out_fraction: Approximate fraction of images held out, in (0, 1).
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, metainfo, ...
 
     Raises:
-        ImageError: If the folder is missing or has no images, or the split is empty.
-        StoreError: If `ann_file` cannot be read, or lists images that are not in the folder.
+        ImageError: If the folder is missing or has no images, `ann_file` lists images that are not in the folder, or
+            the split is empty.
+        StoreError: If `ann_file` cannot be read, none of its images is in the folder, or names are ambiguous.
         UnSAMError: If `split` or `held_out_fraction` is out of range, or `data_root` is a list.
     """
 
@@ -138,10 +140,10 @@ class UnSAMImageFolder(BaseDetDataset):
 
 
 def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Converts a COCO annotation to the format of `LoadAnnotations`: box x0, y0, x1, y1, and RLE with text, or
-    polygons.
+    """Converts a COCO annotation to the format of `LoadAnnotations`.
 
-    ``score`` or SA-1B's ``predicted_iou`` becomes its ``score``. Invalid boxes become zeros.
+    The result has a box x0, y0, x1, y1, and as mask an RLE whose ``counts`` are text, or polygons. ``score`` or SA-1B's
+    ``predicted_iou`` becomes its ``score``. Invalid boxes become zeros.
 
     Raises:
         StoreError: If it has no mask, or an invalid field.
@@ -150,7 +152,7 @@ def as_instance(annotation: dict[str, Any]) -> dict[str, Any]:
         mask = annotation.get('segmentation')
         if mask is None:
             raise UnSAMError('has no segmentation; complete the COCO file')
-        x, y, width, height = stated_box(annotation) or (0.0,) * 4  # UnSAMLoadMasks takes boxes from masks
+        x, y, width, height = stated_box(annotation) or (0.0,) * 4  # UnSAMLoadMasks computes boxes from masks
         key = 'score' if 'score' in annotation else 'predicted_iou'
         score = math.inf if isinstance(annotation.get(key), bool) else number_in(annotation, key)
         if math.isinf(score):
@@ -172,7 +174,7 @@ def name_hash(name: str) -> int:
 
 
 def place_of(results: dict[str, Any]) -> ImagePlace:
-    """The location of the image of an entry; entries of other packages have ``img_path`` only."""
+    """The location of the image of an entry; entries of other packages' datasets have ``img_path`` only."""
     if 'img_root' in results and 'img_name' in results:
         return ImagePlace(results['img_root'], results['img_name'])
     path = Path(results['img_path'])
@@ -180,7 +182,7 @@ def place_of(results: dict[str, Any]) -> ImagePlace:
 
 
 def image_name(entry: dict[str, Any], image_root: str = '') -> str:
-    """The name of an image in label stores: its path relative to a folder, with forward slashes.
+    """The name of an image in a store of labels: its path relative to a folder, with forward slashes.
 
     Args:
         entry: Entry of the image in a data set. Data sets of this package have ``img_root`` and ``img_name``; others
@@ -212,6 +214,6 @@ def _held_out(names: Sequence[str], fraction: float) -> set[str]:
     ranked = sorted(names, key=name_hash)
     limit = fraction * 2**52
     held_out = {name for name in ranked if name_hash(name) < limit}
-    # Both sides are non-empty, also for small folders.
+    # Both parts are non-empty if there are two images or more.
     held_out |= set(ranked[:1])
     return held_out - set(ranked[-1:]) if len(ranked) > 1 else set()

@@ -13,7 +13,7 @@ from unsam_mm.datasets.messages import log_warning
 from unsam_mm.errors import StoreError
 
 _MAX_FAILURES = 10
-"""If the labels of this many images, and of no other, have been found damaged, the error is raised."""
+"""The error is raised if this many images have damaged labels before one with valid labels has been read."""
 
 
 class LazyDataset(BaseDetDataset):

@@ -39,7 +39,7 @@ class UnSAMLoadImage(BaseTransform):
     Args:
         channel_order: 'bgr', the convention of MMDetection's steps and tools, with ``bgr_to_rgb=True`` in
             `DetDataPreprocessor`; or 'rgb', for a model without that.
-        skip_broken: Whether to log unreadable files and return None, so that the dataset draws another image. Set it to
+        skip_broken: True to log unreadable files and return None, so that the dataset draws another image. Set it to
             False in test pipelines, where the error must be raised.
 
     Raises:
@@ -82,14 +82,14 @@ class UnSAMLoadMasks(BaseTransform):
     """Loads the ground truth of an image from its ``instances``, without decoding masks.
 
     Replaces `LoadAnnotations(with_bbox=True, with_mask=True)`, which decodes all masks of the image. Sets ``gt_masks``
-    (`RleMasks`, with the scores in the file, or 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
+    (`RleMasks`, with the scores in the file or 1), ``gt_bboxes`` (`HorizontalBoxes` of the masks),
     ``gt_bboxes_labels`` (N,) zeros, ``gt_ignore_flags`` (N,) bool, and with `at_original_size` also ``gt_areas``, a
     list of the areas in pixels of the masks that are not ignored, as stated in the file or counted. Degenerate
     polygons, empty masks, and instances without a mask are left out.
 
     Args:
-        at_original_size: Whether masks have the size of the original image even if the image was resized before. For
-            test pipelines, whose metrics use the original size. Otherwise this step must come before any geometric
+        at_original_size: True if masks have the size of the original image even if the image was resized before, for
+            test pipelines, whose metrics use the original size. If False, this step must come before any geometric
             step.
     """
 
@@ -99,7 +99,7 @@ class UnSAMLoadMasks(BaseTransform):
         """Adds the masks to `results`.
 
         Raises:
-            UnSAMError: If the image was flipped, cropped or resized before.
+            UnSAMError: If the image was flipped, cropped or resized before, and `at_original_size` is False.
             StoreError: If a mask is malformed or of another size than the image.
         """
         if not self.at_original_size:
@@ -135,12 +135,13 @@ class UnSAMLoadMasks(BaseTransform):
 class UnSAMPlusMasks(BaseTransform):
     """Adds the pseudo-masks that do not overlap human masks: UnSAM+ during training.
 
-    Must come after `UnSAMLoadMasks` and before geometric steps. Crowds count like other masks. An image without
-    pseudo-masks, or with damaged ones, keeps its human masks and is logged.
+    Must come after `UnSAMLoadMasks` and before geometric steps. Crowds count like other masks. If an image
+    has no pseudo-masks, or they are damaged, only its human masks are used, and this is logged.
 
     Args:
         max_iou: Pseudo-masks with a larger IoU with any human mask are left out. Source: UnSAM, section 3.4.
-        pseudo_masks_root: Folder written by ``python -m unsam_mm generate``; by default that of the data set.
+        pseudo_masks_root: Folder written by ``python -m unsam_mm generate``; by default the value in the entry of the
+            image, which `UnSAMSA1B` sets.
 
     Raises:
         UnSAMError: If `max_iou` is outside [0, 1].
@@ -159,7 +160,8 @@ class UnSAMPlusMasks(BaseTransform):
         """Adds the pseudo-masks to `results`.
 
         Raises:
-            UnSAMError: If no folder is given, or the image was flipped, cropped or resized before.
+            UnSAMError: If no folder is given, the name of the image is unknown, or the image was flipped, cropped or
+                resized before.
             StoreError: If the pseudo-masks have another size than the image.
         """
         check_not_transformed(results, type(self).__name__)
@@ -186,10 +188,10 @@ class UnSAMPlusMasks(BaseTransform):
 @TRANSFORMS.register_module()
 @dataclass(eq=False)
 class UnSAMCapMasks(BaseTransform):
-    """Samples at most `max_masks` masks at random; crowds do not count and are kept.
+    """Samples at most `max_masks` masks at random; crowds are neither counted nor removed.
 
-    Should come after cropping, so that masks outside of the crop do not count. Uses NumPy's global generator, as
-    MMDetection's transforms, which the runner's ``randomness`` seeds in each process.
+    Should come after cropping, so that masks outside of the crop do not count. Uses NumPy's global random
+    generator, as MMDetection's transforms do; the runner's ``randomness`` seeds it in each process.
 
     Args:
         max_masks: Maximum number of masks; 200 in UnSAM's paper, 500 in its released code.
@@ -300,7 +302,7 @@ class UnSAMClickPrompts(BaseTransform):
                 f'{sample.metainfo.get("img_path")}: masks are {masks.height} x {masks.width} px, the original image '
                 f'{size_hw[0]} x {size_hw[1]}; load them with UnSAMLoadMasks(at_original_size=True)'
             )
-        centres = [centre_of(mask.astype(bool)) for mask in masks]  # drawn one at a time
+        centres = [centre_of(mask.astype(bool)) for mask in masks]  # decoded one at a time
         targets = [number for number, centre in enumerate(centres) if centre is not None]
         points = np.array([centres[number] for number in targets], np.float32).reshape(-1, 2) + 0.5
         sample.prompts = InstanceData(points=torch.from_numpy(points), targets=torch.tensor(targets, dtype=torch.long))

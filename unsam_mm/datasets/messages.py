@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 
 
 class LogOnce:
-    """Logs the first message under each key."""
+    """Logs only the first message for each key."""
 
     def __init__(self) -> None:
         self._keys: set[str] = set()

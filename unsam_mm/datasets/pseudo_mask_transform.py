@@ -30,7 +30,7 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.weights import cache_dir
 
 STORED_MASKS = 1000
-"""Number of masks of an image on disk; `max_masks` can be raised to this without generating them again."""
+"""Maximum number of masks of an image on disk; `max_masks` can be raised to this without generating them again."""
 
 
 @TRANSFORMS.register_module()
@@ -57,8 +57,8 @@ class UnSAMPseudoMasks(BaseTransform):
         generator: A generator to use instead of a preset, or the arguments of `PseudoMaskGenerator.from_preset`.
         max_masks: Maximum number of masks, best first; 200 in UnSAM's paper, 500 in its released code.
         min_area_px: Smaller masks are left out.
-        at_original_size: Whether masks have the size of the original image even if the image was resized before. For
-            test pipelines, whose metrics use the original size. Otherwise this step must come before any geometric
+        at_original_size: True if masks have the size of the original image even if the image was resized before, for
+            test pipelines, whose metrics use the original size. If False, this step must come before any geometric
             step.
 
     Raises:
@@ -97,12 +97,13 @@ class UnSAMPseudoMasks(BaseTransform):
         return self.__dict__ | {'_built': None}
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Adds the masks to `results`; None if there are none, so that another image is drawn.
+        """Adds the masks to `results`, or returns None, so that another image is drawn.
 
-        There are none if they are missing or damaged in `precomputed`, or if the image cannot be segmented.
+        The result is None if masks are missing or damaged in `precomputed`, or the image cannot be segmented.
 
         Raises:
-            UnSAMError: If the image was flipped, cropped or resized before, or CUDA is requested in a worker process.
+            UnSAMError: If the image was flipped, cropped or resized before, and `at_original_size` is False, or CUDA is
+                requested in a worker process.
             ImageError: With `at_original_size`, if the image cannot be segmented: a test must not skip images.
         """
         if not self.at_original_size:
@@ -125,8 +126,9 @@ class UnSAMPseudoMasks(BaseTransform):
         """All stored masks of an image, up to 1000; generates and caches them if there are none.
 
         Args:
-            results: With ``img_path``; ``img_root`` and ``img_name``, or with `precomputed` the argument `image_root`,
-                distinguish images of one name in several folders; ``ori_shape`` detects images that were replaced.
+            results: Entry of the image, with ``img_path``. ``img_root`` and ``img_name``, or with `precomputed` the
+                argument `image_root`, distinguish images of the same name in several folders. ``ori_shape`` is compared
+                with the size of stored masks, to detect images that were replaced.
 
         Returns:
             The masks, or None if they are missing or damaged in `precomputed`.
@@ -186,7 +188,7 @@ class UnSAMPseudoMasks(BaseTransform):
         return self._built
 
     def _read_cached(self, store: PseudoMaskStore, name: str, results: dict[str, Any]) -> MaskSet | None:
-        """The cached masks; None if there are none, or they are damaged or of another image."""
+        """The cached masks; None if there are none, or they are damaged or of another version of the image."""
         if not store.has(name):
             return None
         try:

@@ -1,4 +1,4 @@
-"""A dataset of image folders and pipeline steps with region tokens, for `UnSAMRegionModel`."""
+"""A dataset of image folders, and pipeline steps that add and pack region tokens, for `UnSAMRegionModel`."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ class UnSAMRegionFolders(BaseDetDataset):
     """The images below one or several folders; their region tokens are computed at the start.
 
     Entries are those of `UnSAMImageFolder`. Missing tokens are computed by several processes, with a progress bar; in a
-    distributed run the images are divided among the ranks. Unreadable images are logged. In testing they are left out,
-    or, if `ann_file` lists them, raise an error at the start.
+    distributed run the images are divided among the ranks. Unreadable images are logged. In testing they are left out;
+    with `ann_file` an error is raised at the start.
 
     Args:
         data_root: A folder or a list of folders. By default the images of scikit-image.
         ann_file: COCO file with ground truth for testing, see `UnSAMImageFolder`; for a single folder.
         split: 'all', 'train' or 'held_out', of each folder.
-        held_out_fraction: Fraction of the images of each folder held out.
+        held_out_fraction: Approximate fraction of the images of each folder that are held out.
         max_images: Maximum number of images, evenly spaced among all; has no effect with `ann_file`.
-        prepare_workers: Processes that compute tokens, about 1 GB each; None: one per core, at most eight; 0: none,
-            tokens are computed on first access.
+        prepare_workers: Number of processes that compute tokens, each with about 1 GB of memory. None: one for each
+            core, at most eight. 0: tokens are computed on first access.
         **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ...
 
     Raises:
-        ImageError: If a folder is missing or has no images, or no image can be read, or one that `ann_file` lists.
+        ImageError: If a folder is missing or has no images, no image can be read, or in testing an image of `ann_file`
+            cannot be read.
         StoreError: If `ann_file` cannot be read, or the tokens cannot be written.
         UnSAMError: If `ann_file` is given with several folders, or an argument is out of range.
     """
@@ -141,8 +142,8 @@ class UnSAMRegionTokens(BaseTransform):
     """Adds the region tokens of an image, and its pseudo-masks as shares of tokens; the image itself is not loaded.
 
     Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height``
-    and ``width``. Tokens are made once per image and set of parameters, in whichever process needs them first, and
-    kept; see `RegionStore`.
+    and ``width``. Tokens are computed once for each image and set of parameters, by the process that needs them first,
+    and stored; see `RegionStore`.
 
     Args:
         store: Folder for the tokens. By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
@@ -150,7 +151,7 @@ class UnSAMRegionTokens(BaseTransform):
         max_masks: Maximum number of pseudo-masks of an image.
         device: Device of the ViT; must be 'cpu' in dataloader workers, unless all tokens are computed before.
         generator: Settings of the generator that differ from the default preset, by their names in `GeneratorSettings`.
-        skip_broken: Whether to log images that cannot be read or segmented and return None, so that another is drawn.
+        skip_broken: True to log images that cannot be read or segmented and return None, so that another is drawn.
             Set it to False in test pipelines, where the error must be raised.
     """
 
@@ -183,7 +184,7 @@ class UnSAMRegionTokens(BaseTransform):
         """
         try:
             tokens, masks = self.find(place_of(results))
-        except (ImageError, TargetError) as error:  # concerns this image only
+        except (ImageError, TargetError) as error:  # affects this image only
             if not self.skip_broken:
                 raise
             self._report(results['img_path'], f'image skipped: {error}')
@@ -194,7 +195,7 @@ class UnSAMRegionTokens(BaseTransform):
         return results
 
     def find(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
-        """The tokens of an image from the store; computes them if they are missing or damaged."""
+        """The tokens and masks of an image from the store; computes them if they are missing or damaged."""
         if self.store.path_of(place).is_file():
             try:
                 return self.store.read(place)
@@ -223,7 +224,8 @@ class UnSAMPackRegions(BaseTransform):
     pseudo-masks as ``gt_instances``, for metrics without an annotation file.
 
     Args:
-        test_mode: Whether to pack for testing. In training, an image without pseudo-masks gives None: another is drawn.
+        test_mode: True to pack for testing. If False, the result for an image without pseudo-masks is None, so that
+            another image is drawn.
         flip_prob: Probability of a horizontal flip. Masks do not change with it, since they are sets of tokens.
         meta_keys: Keys of the meta information, besides ``flip``.
 
@@ -256,7 +258,7 @@ class UnSAMPackRegions(BaseTransform):
 
 
 def _instances(tokens: RegionTokens, masks: TokenMasks) -> InstanceData:
-    """The pseudo-masks as sets of the tokens that they cover by more than half, without empty ones."""
+    """The pseudo-masks as unions of the regions of which they cover more than half; empty ones are left out."""
     members = masks.shares > 127
     kept = members.any(axis=1)
     found = to_mask_set(tokens, members[kept], masks.scores[kept])

@@ -27,7 +27,7 @@ from unsam_mm.masks.rle import (
 )
 
 _CHUNK_PIXELS = 1 << 24
-"""Pixels in each chunk of decoded masks: five masks of 2250 x 1500."""
+"""Maximum number of pixels in a chunk of decoded masks: four masks of 2250 x 1500 px."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _in_chunks(method: Callable[..., BitmapMasks]) -> Callable[..., RleMasks]:
     """A method of `BitmapMasks` for `RleMasks`: decodes, transforms and encodes the masks in chunks.
 
     Args:
-        method: Its first argument is the height and width of the result; non-zero pixels of it belong to a mask.
+        method: Its first argument is the height and width of the result; pixels above 0 in the result belong to a mask.
     """
 
     @wraps(method)
@@ -138,7 +138,7 @@ class RleMasks(BitmapMasks):
     """N masks of one image as COCO RLEs.
 
     A `BitmapMasks` that is decoded lazily. Flips, crops, pads and nearest-neighbour resizes operate on the runs, with
-    equal results; rotations and other interpolations decode, transform and encode the masks in chunks. Pixels take
+    the same results; rotations and other interpolations decode, transform and encode the masks in chunks. Pixels take
     memory only in `to_ndarray`, `to_tensor`, `to_bitmap` and NumPy functions, and from the first access of `masks` on,
     since MMDetection's transforms write into that array.
 
@@ -146,7 +146,7 @@ class RleMasks(BitmapMasks):
         masks: N RLEs, compressed (bytes or text) or plain, or an (N, H, W) array whose pixels above 0 belong to a mask.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
-        scores: (N,) non-negative scores, which are kept by all transforms; by default 1.
+        scores: (N,) non-negative scores, which no transform changes; by default 1.
 
     Raises:
         UnSAMError: If a mask is malformed or has another size, or the number of scores differs from that of the masks.
@@ -190,7 +190,7 @@ class RleMasks(BitmapMasks):
 
     @property
     def masks(self) -> np.ndarray:
-        """(N, H, W) uint8, decoded on first access and kept; writing into it changes the masks.
+        """(N, H, W) uint8, decoded on first access; it stays in memory, and writing into it changes the masks.
 
         Can be set to an array of the same shape; non-zero pixels belong to a mask.
 
@@ -260,7 +260,7 @@ class RleMasks(BitmapMasks):
         """Crops the masks; masks outside of the crop become empty.
 
         Args:
-            bbox: (4,) x0, y0, x1, y1 in pixels, clipped to the image.
+            bbox: (4,) x0, y0, x1, y1 in pixels, clipped to the image. The result has at least one row and column.
         """
         x0, x1 = np.clip(bbox[0::2], 0, self.width).astype(int)
         y0, y1 = np.clip(bbox[1::2], 0, self.height).astype(int)
@@ -281,11 +281,11 @@ class RleMasks(BitmapMasks):
         return self._encoded(self._segments().placed(0, 0, height, width))
 
     def expand(self, expanded_h: int, expanded_w: int, top: int, left: int) -> RleMasks:
-        """Places the masks into a larger image."""
+        """Places the masks into a larger image, with their upper left corner at row `top` and column `left`."""
         return self._encoded(self._segments().placed(top, left, expanded_h, expanded_w))
 
     def rescale(self, scale: float | tuple[int, int], interpolation: str = 'nearest') -> RleMasks:
-        """Resizes with the aspect ratio kept; see `mmcv.rescale_size`."""
+        """Resizes without a change of the aspect ratio; see `mmcv.rescale_size`."""
         width, height = mmcv.rescale_size(self.size_hw[::-1], scale)
         return self.resize((height, width), interpolation)
 
@@ -326,7 +326,7 @@ class RleMasks(BitmapMasks):
         return bitmaps
 
     def to_tensor(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-        """(N, H, W) tensor of the given dtype on the given device, without an intermediate copy."""
+        """(N, H, W) tensor of the given dtype on the given device, without an intermediate array of all masks."""
         masks = torch.zeros((len(self), *self.size_hw), dtype=dtype, device=device)
         for i, box, pixels in self._drawn():
             masks[i][box] = torch.from_numpy(pixels).to(device, dtype)
@@ -338,7 +338,7 @@ class RleMasks(BitmapMasks):
 
     @classmethod
     def cat(cls, masks: Sequence[BitmapMasks]) -> RleMasks:
-        """Concatenates the masks of at least one set, all of one size."""
+        """Concatenates the masks of one or more sets of the same height and width."""
         masks = [each if isinstance(each, RleMasks) else cls.from_bitmaps(each.masks) for each in masks]
         rles = [rle for each in masks for rle in each.rles]
         return cls(rles, *masks[0].size_hw, np.concatenate([each.scores for each in masks]))
@@ -371,7 +371,7 @@ def _chunk_length(size_hw: Sequence[int]) -> int:
 def _sources(length: int, out_length: int) -> np.ndarray:
     """(out_length,) int64: source index of each pixel of a resized line.
 
-    Computed with the image library itself, since rounding differs between libraries and versions.
+    Computed by OpenCV, which resizes the image, since rounding differs between libraries and versions.
     """
     line = np.arange(length, dtype=np.float32)[None]
     return mmcv.imresize(line, (out_length, 1), interpolation='nearest', backend='cv2')[0].astype(np.int64)

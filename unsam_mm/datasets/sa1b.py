@@ -1,4 +1,4 @@
-"""SA-1B, and other folders with one JSON label file for each image, by a memory-mapped index of file names."""
+"""SA-1B, and other folders with one JSON label file for each image, found by a memory-mapped index of file names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from unsam_mm.weights import cache_dir
 _FORM = 'unsam name index 1'
 _AT_ONCE = 1 << 16  # names in each chunk while a folder is listed
 _UNSURE_NS = 2 * 10**9
-"""A folder that changed less than this before it was listed may change again within the resolution of its clock."""
+"""If a folder changed less than this before it was listed, its modification time may not show a further change."""
 
 LABELS = ('human', 'pseudo', 'both')
 _SUFFIX = '.json'
@@ -39,7 +39,7 @@ class NameIndex:
     """Sorted names of the JSON files below a folder, without the suffix.
 
     Attributes:
-        names: (N,) array of bytes, usually memory-mapped.
+        names: (N,) byte strings, usually memory-mapped.
         path: The mapped file; None if the names are in memory.
     """
 
@@ -53,7 +53,7 @@ class NameIndex:
         return os.fsdecode(bytes(self.names[position]))
 
     def __deepcopy__(self, memo: dict) -> NameIndex:
-        """The index itself, which is immutable; data sets are copied for subsets."""
+        """The index itself, since it is immutable; MMEngine copies datasets for subsets."""
         return self
 
     def __reduce__(self) -> tuple[Any, tuple]:
@@ -72,7 +72,7 @@ def open_index(root: Path, path: Path | None = None, renew: bool = False) -> Nam
             folders are followed.
         path: Path of the index; by default in the folder ``indexes`` of the cache ($UNSAM_CACHE). It is written
             atomically. If it cannot be written, a warning is logged, and the names stay in memory.
-        renew: Whether to build it in any case, for file systems without reliable modification times.
+        renew: True to build the index in any case, for file systems without reliable modification times.
 
     Raises:
         StoreError: If the folder is missing or cannot be read.
@@ -100,9 +100,9 @@ def write_index(path: Path, root: Path, names: np.ndarray, times_ns: dict[str, i
     Args:
         path: Path of the index.
         root: The folder that the names are relative to.
-        names: (N,) sorted bytes.
-        times_ns: Modification time of each folder, the root as '' and the others as 'a/b/'; if one differs, the index
-            is out of date.
+        names: (N,) sorted byte strings.
+        times_ns: Modification time of each folder in nanoseconds, by its path below the root: '' for the root, 'a/b/'
+            for others. If one differs, the index is out of date.
 
     Raises:
         StoreError: If it cannot be written.
@@ -122,7 +122,7 @@ def write_index(path: Path, root: Path, names: np.ndarray, times_ns: dict[str, i
 
 
 def _sorted_names(names: Iterator[str]) -> np.ndarray:
-    """(N,) sorted bytes, collected in chunks."""
+    """(N,) sorted byte strings, collected in chunks."""
     parts = [np.zeros(0, 'S1')]
     while some := [os.fsencode(name) for name in islice(names, _AT_ONCE)]:
         parts.append(np.array(some))
@@ -209,8 +209,8 @@ class UnSAMSA1B(LazyDataset):
 
     The label file of ``sa_1.jpg`` is ``sa_1.json`` in SA-1B, and ``sa_1.jpg.json`` from ``python -m unsam_mm
     generate``. Images without a label file are left out. A sorted index of the names is memory-mapped at the start (see
-    `unsam_mm.datasets.sa1b.open_index`), so time and memory do not depend on the number of images. Label files
-    are read lazily.
+    `unsam_mm.datasets.sa1b.open_index`), so the time and memory for an existing index do not depend on the number of
+    images. Label files are read lazily.
 
     Entries have ``img_path``, ``img_name`` (path relative to the image folder), ``img_root``, ``img_id``, ``height``,
     ``width`` and ``instances`` as in `UnSAMImageFolder`, and ``pseudo_masks_root`` if it is set.
@@ -222,10 +222,10 @@ class UnSAMSA1B(LazyDataset):
             to which `UnSAMPlusMasks` in the pipeline adds pseudo-masks.
         pseudo_masks_root: Folder written by ``generate``, for 'pseudo' and 'both'.
         index_file: Path of the index, by default in the cache.
-        reindex: Whether to list the folder again even if it has not changed.
+        reindex: True to list the folder again even if it has not changed.
         homepage: Homepage of the data, for error messages.
-        **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ... An integer for `indices` takes the first
-            images by name.
+        **kwargs: Passed to `BaseDetDataset`: pipeline, test_mode, indices, ... An integer for `indices` selects the
+            first images by name.
 
     Raises:
         UnSAMError: If `labels` is unknown or a folder that it needs is not given.
@@ -265,7 +265,7 @@ class UnSAMSA1B(LazyDataset):
         return Path(self.pseudo_masks_root if self.labels == 'pseudo' else self.data_prefix['ann'])
 
     def count_entries(self) -> int:
-        """Opens the index."""
+        """Opens the index, and returns the number of label files."""
         root = self.label_root
         if not root.is_dir():
             raise StoreError(f'{root}: no such folder; expected one JSON file for each image{self.advice}')

@@ -53,7 +53,8 @@ def evaluate_with_toolbox(
         max_dets: K maximum numbers of detections, ascending.
 
     Returns:
-        K recalls for `max_dets`, A - 1 recalls for the other area ranges, and (T,) precision.
+        K recalls for all areas, one for each of `max_dets`; A - 1 recalls for the other area ranges, and (T,) precision
+        at T IoU thresholds, both with the largest of `max_dets`.
 
     Raises:
         UnSAMError: If the toolbox is not installed.
@@ -98,7 +99,7 @@ def _load_toolbox(engine: str) -> tuple[Any, Any]:
 
 
 def _coco(images: Sequence[tuple[Masks, Masks]]) -> dict[str, Any]:
-    """A dataset with all fields that the toolboxes require; ids start from 1, since 0 means no match in the toolboxes."""
+    """A dataset with all fields that the toolboxes require; ids start at 1, since 0 means no match in the toolboxes."""
     annotations = [
         _record(image_id, rle, area=float(area), iscrowd=int(is_crowd))
         for image_id, (_, truths) in enumerate(images, start=1)
@@ -126,7 +127,7 @@ def _load_results(truth: Any, images: Sequence[tuple[Masks, Masks]]) -> Any:
 
 
 def _record(image_id: int, rle: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    # Without a box, whose area the toolboxes would use as that of the mask.
+    # There is no box, since the toolboxes would use its area instead of the area of the mask.
     return {'image_id': image_id, 'category_id': 1, 'segmentation': rle_to_json(rle), **fields}
 
 
@@ -203,8 +204,8 @@ def evaluate_masks(
 ) -> dict[str, float]:
     """Average recall and precision of masks, with all categories as one.
 
-    Crowds are matched by the share of the prediction inside, and count neither as found nor as missed. The objects of
-    images without predictions count as missed, and a warning gives the number of these images.
+    A prediction is matched to a crowd by the share of its area inside; crowds count neither as found nor as missed. The
+    objects of images without predictions count as missed, and a warning gives the number of these images.
 
     Args:
         predictions: COCO result records: ``image_id``, ``segmentation`` (RLE or polygons), ``score``.

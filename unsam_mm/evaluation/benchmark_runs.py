@@ -64,7 +64,7 @@ TABLE_1 = (
 def format_row(label: str, recalls: Mapping[str, float | None]) -> str:
     """A Markdown table: the published rows for the same benchmarks, and below them the row of a model.
 
-    The average is that of the columns in the table.
+    The average is over the columns in the table.
 
     Args:
         label: Name of the model.
@@ -104,13 +104,13 @@ def run_benchmarks(
     Args:
         runner: Runner with the model.
         benchmarks: Configs with `test_dataloader` and `test_evaluator`, by name.
-        results: JSON file of results; each is written when it is available.
-        checkpoint: The weights. None: the weights that the config initialises, whose results are not written.
-        again: Whether to repeat tests whose results are in the file.
+        results: JSON file of results, which is read at the start and written after each benchmark.
+        checkpoint: The weights; None for the initial weights of the config, whose results are not written.
+        again: True to repeat tests whose results are in the file.
         show_dir: Folder with a subfolder for the pictures of each benchmark, if the config draws any.
 
     Returns:
-        Metrics by name, and error messages of failed benchmarks by name.
+        Metrics of the benchmarks by name, and error messages of failed benchmarks by name.
 
     Raises:
         StoreError: If `results` cannot be read or written.
@@ -148,7 +148,7 @@ def run_benchmarks(
 
 
 def fingerprint(*configs: Any) -> str:
-    """SHA-256 of all settings that the results depend on, and of the annotation files in them.
+    """SHA-256 of all settings that the results depend on, and of the annotation files in them, in hexadecimal digits.
 
     Args:
         configs: Configs of the model, of the dataset with its pipeline, and of the metrics.
@@ -201,7 +201,7 @@ def _build_loop(runner: Runner, config: Config) -> BaseLoop:
 def write_row(
     runner: Runner, results: Path, metrics: Mapping[str, Mapping[str, float] | None], checkpoint: Path | None
 ) -> str:
-    """Writes AR@1000 to `results`, and returns the table of `format_row`.
+    """Writes AR@1000 to `results`, and returns the table of `format_row` under a heading.
 
     Args:
         runner: The runner of the test.

@@ -1,4 +1,4 @@
-"""Simulated clicks in the largest errors, for predictors with Segment Anything's interface."""
+"""Simulated clicks at the largest errors of masks, for predictors with Segment Anything's interface."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def simulate_clicks(
     Args:
         predictor: A predictor whose image is set.
         segment: The segment, with at least one pixel that counts.
-        n_clicks: Number of clicks K. If there is no error left to click, the IoU remains for the other clicks.
-        feed_mask: Whether the logits of the mask are an input with the next click.
+        n_clicks: Number of clicks K. If the mask has no error left, its IoU is repeated for the remaining clicks.
+        feed_mask: True to give the logits of the mask to the predictor with the next click.
 
     Returns:
-        best_scored, oracle: (K,) float64 IoU after each click.
+        best_scored, oracle: (K,) float64 IoU of the mask with the best score, and best IoU, after each click.
 
     Raises:
-        UnSAMError: If masks and scores differ in number, or masks have another size than the segment.
+        UnSAMError: If there is not one finite score for each mask, or masks have another size than the segment.
     """
     truth, ignored = segment.mask, segment.ignored
     shown, clicked, logits = np.zeros_like(truth), np.zeros_like(truth), None
@@ -97,7 +97,8 @@ def evaluate_prompts(
         progress: Wrapper of the images, such as tqdm.
 
     Raises:
-        UnSAMError: If a number is not positive, or segments and image differ in size.
+        UnSAMError: If `n_clicks` or `max_segments` is not positive, segments and image differ in size, or the predictor
+            returns wrong masks or scores; see `simulate_clicks`.
         ImageError: If an image cannot be read.
     """
     if n_clicks < 1 or (max_segments is not None and max_segments < 1):
@@ -124,7 +125,7 @@ def drawn_segments(image: PromptImage, max_segments: int | None, seed: Sequence[
     """Yields the segments of an image that have pixels that count, or a random sample of them, in their order."""
     chosen = None
     if max_segments is not None:
-        # Decoded twice instead of kept, since the masks of a large image need gigabytes.
+        # Masks are decoded twice, since those of a large image together need gigabytes of memory.
         numbers = [i for i, segment in enumerate(image.segments()) if segment.counted().any()]
         if len(numbers) > max_segments:
             numbers = np.random.default_rng(seed).choice(numbers, max_segments, replace=False)

@@ -96,8 +96,8 @@ class ImageMetric(BaseMetric):
         """The figures of the images of all processes.
 
         Args:
-            size: Number of images. Not used: MMEngine drops further results as padding, but image ids show which
-                results are repeated.
+            size: Number of images; not used. MMEngine would drop the results beyond this number as padding, but here
+                image ids show which results are repeated.
         """
         return super().evaluate(sys.maxsize)
 
@@ -117,9 +117,9 @@ class UnSAMCocoMetric(ImageMetric):
     sample has ``gt_areas``, (N,) areas of its ``gt_instances`` in pixels as stated in their file, these decide about
     small, medium and large objects, as in COCO.
 
-    Images are matched when they are predicted, and only the matches are kept: 10 kB for 1000 masks. Predictions are
-    kept as RLEs if they are written or evaluated by a toolbox. Each process matches its own images; an image that was
-    processed several times counts once.
+    Each image is matched as soon as it is predicted, and only its matches stay in memory: 10 kB for 1000 masks. The
+    predictions stay in memory as RLEs if they are to be written or evaluated by a toolbox. Each process matches
+    its own images; an image that was processed several times counts once.
 
     Only processed images count; with `ann_file`, the log has the number of the others.
 
@@ -134,7 +134,7 @@ class UnSAMCocoMetric(ImageMetric):
         collect_dir: Folder shared by the processes, for `collect_device` 'cpu'.
 
     Raises:
-        UnSAMError: If the engine is unknown.
+        UnSAMError: If the engine is unknown, or one of `max_dets` is not positive.
         StoreError: If `ann_file` cannot be read.
     """
 
@@ -181,7 +181,7 @@ class UnSAMCocoMetric(ImageMetric):
             elif self.images is None:
                 result['truths'] = truths
             if self.engine != 'unsam' or self.outfile_prefix:
-                # Without the dictionaries of RLEs and records, which need several times the memory.
+                # Not the dictionaries of RLEs and records, which need several times the memory.
                 rles = rles_from_json([record['segmentation'] for record in predictions])
                 result['counts'] = [rle['counts'] for rle in rles]
                 result['scores'] = np.array([record['score'] for record in predictions], np.float64)

@@ -43,7 +43,7 @@ class Masks:
     Attributes:
         rles: N RLEs.
         n_pixels: (N,) float64 number of pixels.
-        areas: (N,) float64 areas in pixels, as stated in the file if it does, which decide about area ranges.
+        areas: (N,) float64 areas in pixels for the area ranges: as stated in the file, or else `n_pixels`.
         scores: (N,) float64; zeros for truths.
         is_crowd: (N,) bool; all False for detections.
     """
@@ -56,15 +56,17 @@ class Masks:
 
 
 def group_by_image(records: Sequence[Record], image_ids: Mapping[Any, Any], what: str) -> dict[Any, list[Record]]:
-    """Records by image id; those of an image are sorted by category, as in pycocotools, which decides between ties.
+    """Records by image id, sorted by category as in pycocotools; the order decides between equal scores or IoUs.
+
+    Records without a mask and polygons that enclose nothing are left out, with a warning.
 
     Args:
         records: COCO annotations or results.
-        image_ids: A mapping with the valid ids as keys.
+        image_ids: A mapping whose keys are the ids of the images.
         what: Name of a record in messages.
 
     Raises:
-        UnSAMError: If a record is incomplete, or has another image id.
+        UnSAMError: If a record is incomplete, or its image id is not among `image_ids`.
     """
     groups: dict[Any, list[Record]] = defaultdict(list)
     for index, record in enumerate(records):
@@ -176,8 +178,8 @@ class MatchResult:
         found: (A, K, T) int64 number of matched truths in A area ranges, with K maximum numbers of detections, at T IoU
             thresholds.
         n_truths: (A,) int64 number of truths, without crowds.
-        true_positives: (T, ceil(D / 8)) uint8, packed bits, for all areas.
-        false_positives: (T, ceil(D / 8)) uint8, packed bits, for all areas.
+        true_positives: (T, ceil(D / 8)) uint8, one packed bit for each detection, for all areas.
+        false_positives: (T, ceil(D / 8)) uint8, one packed bit for each detection, for all areas.
     """
 
     scores: np.ndarray
@@ -245,7 +247,7 @@ def _match(ious: np.ndarray, is_crowd: np.ndarray, ignored: np.ndarray) -> tuple
         ignored: (A, G) bool; truths to ignore in an area range, which are matched only if there is no other.
 
     Returns:
-        (A, T, D) bool whether the detection is matched, and (A, T, D) bool whether it is matched to an ignored truth.
+        (A, T, D) bool, True if the detection is matched, and (A, T, D) bool, True if it is matched to an ignored truth.
     """
     limits = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     is_taken = np.zeros((len(ignored), len(limits), ious.shape[1]), bool)

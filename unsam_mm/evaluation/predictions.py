@@ -31,7 +31,8 @@ def load_predictions(
             ``predicted_iou``), or a list of COCO result records. Images of the first two are matched by name (see
             `match_images`); a list of records must use the ids of the ground truth.
         ground_truth: A COCO dictionary.
-        skip_unmatched: Whether to leave out images that are not in the ground truth, instead of raising an error.
+        skip_unmatched: True to leave out images that are not in the ground truth. An error is still raised if none
+            is in it.
 
     Raises:
         StoreError: If the path is missing, damaged, empty or in another format, or images cannot be matched.
@@ -101,7 +102,7 @@ def _match_annotations(
     with located(path):
         image_ids = match_images(names.values(), ground_truth, skip_unmatched)
     sizes = {image['id']: image_size(image) for image in ground_truth['images']}
-    for image in images:  # polygons do not have the size of their image
+    for image in images:  # sizes are compared here, since polygons do not contain the size of their image
         size_hw, expected_hw = image_size(image), sizes.get(image_ids.get(names[image['id']]), (None, None))
         if None not in size_hw + expected_hw and size_hw != expected_hw:
             raise StoreError(

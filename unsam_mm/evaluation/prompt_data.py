@@ -1,4 +1,4 @@
-"""Segments for simulated clicks: of COCO files, COCO's panoptic files, and folders of mask pictures."""
+"""Segments for simulated clicks, from COCO files, COCO's panoptic files, and folders of mask pictures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def coco_prompts(
             whose segments, things and stuff, are in PNG files.
         images: Folder of the images, which are found by ``file_name``, or else by the end of their path.
         masks: Folder of the PNG files of the panoptic format.
-        limit: Maximum number of images, the first ones.
+        limit: Maximum number of images, the first ones in the file that have segments.
 
     Raises:
         StoreError: If the file is not a COCO file, an image or PNG file is missing, or there are no segments.
@@ -98,12 +98,13 @@ def folder_prompts(
     """Images with mask pictures in another folder, as in GrabCut, Berkeley and DAVIS.
 
     A mask has the name of its image with any suffix, or this name, ``#`` and a number if an image has several masks.
-    All non-zero pixels are one object. For colours the largest channel counts, in PNG files with a palette the index.
+    All non-zero pixels are one object. The value of a colour is its largest channel; in PNG files with a palette, the
+    value of a pixel is its index.
 
     Args:
         images: Folder of images: ``data_GT`` in GrabCut, ``images`` in Berkeley, ``img`` in DAVIS.
         masks: Folder of PNG files: ``boundary_GT`` in GrabCut, ``masks`` in Berkeley, ``gt`` in DAVIS.
-        each_value: Whether each non-zero value or colour is one object.
+        each_value: True if each non-zero value or colour is one object.
         ignored_value: Value of pixels that do not count; 128 in GrabCut.
         limit: Maximum number of images, the first ones by name that have masks.
 

@@ -1,4 +1,4 @@
-"""Metrics of promptable segmentation: IoU after one click and after several, and the number of clicks to an IoU.
+"""Metrics of promptable segmentation: IoU after one or several clicks, and the number of clicks to reach an IoU.
 
 A predictor returns several masks for one click. Max IoU is the IoU of the mask with the best score, Oracle IoU the best
 IoU. In the paper, all segments of an image count equally (COCO's panoptic ones, things and stuff), and the click is at
@@ -28,7 +28,7 @@ _ROUNDING = 1e-9  # an IoU of 4/5 reaches 0.80
 
 _SIZE_WH = (720, 460)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 62, 24, 24, 56  # margins in pixels
-_SCALE = 2  # figures are drawn larger and reduced, for smooth lines
+_SCALE = 2  # figures are drawn larger by this factor and then reduced, for smooth lines
 _COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8a5cb8', '#e08e0b', '#555555', '#17a2a2', '#a0522d')
 _MAX_TICKS = 10
 
@@ -206,7 +206,7 @@ def draw_click_curves(curves: Mapping[str, Sequence[float]]) -> np.ndarray:
 
 
 def save_click_curves(path: str | Path, curves: Mapping[str, Sequence[float]]) -> None:
-    """Writes the plot of `draw_click_curves` as a PNG, with any suffix.
+    """Writes the plot of `draw_click_curves` as a PNG file, whatever the suffix of `path`.
 
     Raises:
         StoreError: If the file cannot be written.

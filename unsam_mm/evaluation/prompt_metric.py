@@ -39,12 +39,13 @@ class UnSAMPromptIoUMetric(ImageMetric):
     - ``clicks``: (P,) number of clicks of each prompt, from 1; by default 1.
 
     Ground-truth masks without a prompt do not count. If there are fewer than `n_clicks` clicks for a mask, because
-    nothing was wrong, its last IoU remains.
+    it has no error left, its last IoU is repeated.
 
-    Only the IoUs are kept. Each process measures its own images; an image that was processed several times counts once.
+    Only the IoUs stay in memory. Each process measures its own images; an image that was processed several times counts
+    once.
 
     Args:
-        n_clicks: Maximum number of clicks; prompts with more are ignored.
+        n_clicks: Maximum number of clicks; prompts with more clicks are ignored.
         noc_ious: IoU thresholds of the number of clicks, used if `n_clicks` is above 1.
         collect_device: Device to collect the results of several processes: 'cpu' or 'gpu'.
         prefix: Prefix of the names, by default 'prompt'.

@@ -1,7 +1,7 @@
 """Runs a `FolderJob` on a Dask cluster: one model for each worker, small tasks, masks written by the workers.
 
 Only image names and results are sent. A task is a few images, and finished images are skipped, so tasks can be
-repeated: Dask repeats the tasks of a lost worker, and the run after one with a lost scheduler processes the missing
+repeated. If a worker is lost, Dask repeats its tasks. If the scheduler is lost, the next run processes the missing
 images.
 """
 
@@ -32,11 +32,11 @@ from unsam_mm.pseudo_masks.vit import check_device
 
 _log = logging.getLogger(__name__)
 
-_TASK_S = 5.0  # duration of a task; longer if there are so many workers that
-_TASKS_PER_S = 20  # would be exceeded, a sixth of what scheduler and client handle in one busy process
+_TASK_S = 5.0  # intended duration of a task; longer if there are so many workers that `_TASKS_PER_S` would be exceeded
+_TASKS_PER_S = 20  # maximum for all workers; a sixth of what scheduler and client handle in one busy process
 _MAX_IMAGES = 100  # in a task
 _TASKS_PER_THREAD = 2  # submitted at a time: one that runs and one that waits
-_TASK_RETRIES = 2  # of tasks that raise an error, such as for a disk that is unavailable for a moment
+_TASK_RETRIES = 2  # of a task that raises an error, for example because a disk is unavailable for a moment
 _THREADS_UPDATE_S = 5.0
 _UNFIT_PAUSE_S = 1.0  # before an unusable worker returns a task
 _CONNECT_S = 30.0
@@ -51,7 +51,7 @@ _NONE_LEFT = 'no usable worker is left ({}); finished images are kept: fix the c
 _FAILED = 'a worker failed ({!r}); finished images are kept: see its log, fix the cause and run again to continue'
 
 Result = tuple[str, str | None]
-"""Name of an image and error message, None if it is finished."""
+"""Name of an image, and an error message or None if its masks have been written."""
 
 
 class Job(Protocol):
@@ -114,7 +114,7 @@ def cluster_work(
 
 @contextmanager
 def _probe(folder: Path) -> Iterator[Path]:
-    """A file that shows workers that they see the same folder as the client."""
+    """A temporary file, by which workers check that they see the same folder as the client."""
     path = temporary_name(folder)
     path.touch()
     try:
@@ -205,7 +205,7 @@ class _Outcome(NamedTuple):
         worker: Address of the worker.
         results: Results of the first images of the task; the others were not processed.
         seconds: Duration.
-        problem: Why the worker is unusable, if it is.
+        problem: Why the worker is unusable; None if it is usable.
     """
 
     worker: str
@@ -235,11 +235,11 @@ class _WorkerPlugin(distributed.WorkerPlugin):
             self.problem = 'it offers no GPU; start it with "dask worker ADDRESS --nthreads 1 --resources GPU=1"'
 
     def teardown(self, worker: distributed.Worker) -> None:
-        """Ends a running task after its current image."""
+        """Ends a running task after its current image, and frees the model."""
         self._stopped, self._process = True, None
 
     def do(self, names: list[str]) -> _Outcome:
-        """Processes images; results do not count if a folder is no longer visible at the end."""
+        """Processes images; the results are discarded if the worker is unusable at the end, as without a folder."""
         store, results, start_s = PseudoMaskStore(self._job.out), [], time.perf_counter()
         if not (problem := self._find_problem()):
             with self._lock:  # the threads of a worker share one model
@@ -263,7 +263,7 @@ class _WorkerPlugin(distributed.WorkerPlugin):
         return self._job.make_worker()
 
     def _find_problem(self) -> str | None:
-        """Why this worker is unusable: it sees other folders or would compute other masks than the client."""
+        """Why this worker is unusable: it sees other folders or would compute other masks than the client; or None."""
         job, manifest = self._job, self._job.out / MANIFEST
         try:
             if not job.images.exists():
@@ -397,7 +397,7 @@ class _Run:
             retries=_TASK_RETRIES,
             resources=_resources(self._job.device),
             workers=fit or None,
-            allow_other_workers=bool(fit),  # if all of these are lost, perhaps restarted under other addresses
+            allow_other_workers=bool(fit),  # since these may be lost, or restarted under other addresses
         )
         self._await(future, batch)
 
@@ -406,7 +406,7 @@ class _Run:
         self._finished.add(future)
 
     def _batch_size(self, left: int) -> int:
-        """Number of images that take a few seconds; fewer at the end, so that all workers finish together."""
+        """Number of images for a task of a few seconds; fewer at the end, so that all workers finish together."""
         threads = self._count_threads()
         task_s = max(_TASK_S, threads / _TASKS_PER_S)
         fitting = int(task_s * self._images_done / self._busy_s) if self._busy_s else 1

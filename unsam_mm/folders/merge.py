@@ -1,6 +1,6 @@
 """Merges pseudo-masks with other labels: human labels (UnSAM+), or predictions of a trained model (self-training).
 
-All of the other labels are kept, and pseudo-masks whose IoU with one of them is above a threshold are left out.
+All other labels are written, and the pseudo-masks whose IoU with each of them is at most a threshold.
 
 Source: UnSAM, section 3.4 (UnSAM+: IoU 0.02) and section 3.3 (self-training: score 0.7, IoU 0.5).
 """
@@ -38,14 +38,14 @@ SELF_TRAINING_IOU, SELF_TRAINING_SCORE = 0.5, 0.7
 
 
 class AnnotationSource:
-    """The labels that pseudo-masks are merged with; images have numbers from 0.
+    """The labels that pseudo-masks are merged with; images are numbered from 0.
 
     Args:
         path: File or folder.
 
     Attributes:
-        supervised: Whether the labels are by humans, or by a model trained with human labels; None if unknown.
-        names: Names of the images.
+        supervised: True if the labels are by humans, or by a model trained with human labels; None if unknown.
+        names: Names of the images or of their label files, indexed by number.
     """
 
     supervised: bool | None = None
@@ -64,7 +64,7 @@ class AnnotationSource:
         return _match(names, self.names, self.path)
 
     def read(self, number: int) -> tuple[str, SizeHW, list[Record]]:
-        """Name, size and annotations of one image; ``parent`` of an annotation is an index in their list, or -1.
+        """Name, size and annotations of one image; ``parent`` of an annotation is an index in this list, or -1.
 
         Raises:
             StoreError: If the labels of this image cannot be read.
@@ -86,8 +86,8 @@ class CocoFile(AnnotationSource):
 
     Args:
         path: The file.
-        supervised: Whether the labels are by humans; None to read it from "info".
-        min_score: Annotations with this score or less are left out; None to take all.
+        supervised: True if the labels are by humans; None to read the value from "info".
+        min_score: Annotations with this score or less are left out; None to use all.
         names_by_id: Names of images by id, for a list of results.
 
     Raises:
@@ -220,12 +220,12 @@ class MergeReport:
     """Numbers of images and masks in a merged file.
 
     Attributes:
-        matched: Images with pseudo-masks and other labels.
-        only_pseudo: Images with pseudo-masks only.
-        only_added: Images with other labels only.
-        added: Other labels.
-        kept: Pseudo-masks in the file.
-        dropped: Pseudo-masks left out, since they overlap other labels.
+        matched: Number of images with pseudo-masks and other labels.
+        only_pseudo: Number of images with pseudo-masks only.
+        only_added: Number of images with other labels only.
+        added: Number of other labels in the file.
+        kept: Number of pseudo-masks in the file.
+        dropped: Number of pseudo-masks left out, since they overlap other labels.
         failed: Error messages of images left out, since their masks or labels cannot be read.
     """
 
@@ -249,8 +249,9 @@ def merge_ground_truth(
 
     Args:
         masks: Folder of pseudo-masks.
-        target: COCO file to write. Annotations have ``source``, "gt" or "pseudo", and ``parent``, the ``id`` of the
-            smallest pseudo-mask that contains a pseudo-mask, or -1. All have category 1; "info" has "supervised" true.
+        target: COCO file to write. Annotations have ``source``, "gt" or "pseudo", and ``parent``: the ``id`` of
+            the smallest pseudo-mask that contains a pseudo-mask, or -1 if there is none; -1 for other labels. All have
+            category 1; "info" has "supervised" true.
         ground_truth: COCO file of any size, or folder of SA-1B's annotation files.
         max_iou: Pseudo-masks with a larger IoU with any human label are left out.
 
@@ -279,14 +280,15 @@ def merge_predictions(
 
     Args:
         masks: Folder of pseudo-masks.
-        target: COCO file to write; see `merge_ground_truth`. ``source`` is "prediction" or "pseudo".
+        target: COCO file to write; see `merge_ground_truth`. ``source`` is "prediction" or "pseudo". Predictions from a
+            folder have a ``parent``, too. "supervised" is true if human labels were used for any of the labels.
         predictions: Folder of masks, COCO file with scores, or list of COCO results.
         min_score: Predictions with a larger score become labels.
         max_iou: Pseudo-masks with a larger IoU with any of these are left out.
         images: COCO file that defines the image ids of a list of results. By default they are those that
             `PseudoMaskStore.merge` writes: the n-th image by name has id n.
-        supervised: Whether the model was trained with human labels; also true if the folder or file of predictions
-            says so.
+        supervised: True if the model was trained with human labels. The metadata of a folder and "info" of a file of
+            predictions can also state this.
 
     Raises:
         StoreError: If no image matches, `predictions` is damaged, none of its labels can be read, or `target` cannot be
@@ -355,7 +357,10 @@ def _merge(
 
 
 def suppress_overlapping(masks: MaskSet, others: Sequence[Rle], max_iou: float) -> MaskSet:
-    """Removes masks whose IoU with any of the others is above `max_iou`; parents skip the removed masks."""
+    """Removes masks whose IoU with any of the others is above `max_iou`.
+
+    The parent of a mask becomes its nearest ancestor that is not removed.
+    """
     if not len(masks) or not others:
         return masks
     ious = coco_mask.iou(masks.rles, list(others), [0] * len(others))
@@ -363,7 +368,7 @@ def suppress_overlapping(masks: MaskSet, others: Sequence[Rle], max_iou: float) 
 
 
 def _with_source(records: Sequence[Record], source: str, n_before: int = 0) -> list[Record]:
-    """The records with ``source``, and with ``parent`` as an index in a list that has `n_before` others before them."""
+    """The records with ``source``, and with ``parent`` as an index in a list with `n_before` other records in front."""
     parents = [record['parent'] + n_before if record['parent'] >= 0 else -1 for record in records]
     return [{**record, 'parent': parent, 'source': source} for record, parent in zip(records, parents, strict=True)]
 

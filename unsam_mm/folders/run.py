@@ -47,7 +47,7 @@ class FolderReport:
 
 
 class Quarantine:
-    """A text file for each image that failed, with the reason, which is removed when the image is finished.
+    """Text files of failed images, with the reason; the file of an image is removed when its masks are written.
 
     Each file has one line: the image name as JSON, a tab, and the reason. Other files in the folder are not changed.
 
@@ -64,7 +64,7 @@ class Quarantine:
         return {name for path in paths if path.suffix == _SUFFIX and (name := self._name_in(path)) is not None}
 
     def add(self, name: str, reason: str) -> None:
-        """Writes the file of an image, unless its name is too long for the disk.
+        """Writes the file of an image, unless its name is too long for the disk or another file has this name.
 
         Raises:
             StoreError: If the folder cannot be written.
@@ -112,9 +112,9 @@ class FolderJob:
         settings: Settings of the generator.
         max_masks: Maximum number of masks of an image, best first.
         device: Torch device.
-        workers: Number of processes; each needs about 1 GB, for images of 24 megapixels 3 GB. The cores are divided
-            among them.
-        overwrite: Whether to remove all masks in the store first, so that all images are processed again.
+        workers: Number of processes; each needs about 1 GB of memory, for images of 24 megapixels 3 GB. The cores are
+            divided among them.
+        overwrite: True to remove all masks in the store first, so that all images are processed again.
         dask: Address of a Dask scheduler, or ``local:N``; its workers are used instead of `workers`. See
             `unsam_mm.folders.dask`.
     """
@@ -138,6 +138,7 @@ class FolderJob:
             ImageError: If there are no images.
             StoreError: If the output cannot be written or has masks of other settings.
             WeightsError: If the weights of the ViT are not available.
+            UnSAMError: If the device or the Dask cluster cannot be used.
         """
         names = self.image_names()
         store, quarantine = PseudoMaskStore(self.out), Quarantine(self.out)
@@ -220,7 +221,7 @@ class FolderJob:
             yield lambda names: ((name, worker(name)) for name in names)
             return
         if self.overwrite:
-            self.make_worker()  # fails if the weights are damaged
+            self.make_worker()  # raises an error for damaged weights before masks are removed
         advice = f'finished images are kept: run again with fewer --workers than {workers}'
         yield lambda names: in_processes(
             self.make_worker, names, workers, advice, lost=lambda name: _LOST.format(self.path_of(name))

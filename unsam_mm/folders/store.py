@@ -30,13 +30,14 @@ _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
 _MARK = 'supervised'
 _SUFFIX = '.json'
 _STAMP = 'made_of'
-_KEYS = ('segmentation', 'bbox', 'area', 'score', 'granularity', 'parent')  # of `MaskSet.to_coco`, in files
+# Fields of `MaskSet.to_coco` that are written.
+_KEYS = ('segmentation', 'bbox', 'area', 'score', 'granularity', 'parent')
 
 _HEAD = re.compile(
     rb'(?:\xef\xbb\xbf)?\s*\{\s*"image"\s*:\s*\{\s*"file_name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"height"\s*:\s*\d+\s*,'
     rb'\s*"width"\s*:\s*\d+\s*(?:,\s*"made_of"\s*:\s*(\{[^{}]*+\})\s*)?\}\s*,\s*"annotations"\s*:\s*\['
 )
-"""The beginning of each file; files with another beginning are foreign, and are neither read nor removed."""
+"""The beginning of each file; files with another beginning are foreign, and are not listed, replaced or removed."""
 _HEAD_BYTES, _MAX_HEAD_BYTES = 512, 1 << 16
 _TAIL_BYTES = 16
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -59,7 +60,7 @@ class PseudoMaskStore:
         return self.root / fitting_name(name, _SUFFIX)
 
     def has(self, name: str) -> bool:
-        """Whether there is a complete file for an image, or one without read permission, for which `read` raises an error.
+        """True if an image has a complete file, or a file without read permission, for which `read` raises an error.
 
         Raises:
             StoreError: If the disk cannot be read.
@@ -71,7 +72,11 @@ class PseudoMaskStore:
         return head is not None and is_complete
 
     def holds(self, path: str | Path) -> bool:
-        """Whether a file belongs to the store: the masks of an image, or the metadata."""
+        """True if a file belongs to the store: the masks of an image, or the metadata.
+
+        Raises:
+            StoreError: If the file cannot be read.
+        """
         if os.path.realpath(path) == os.path.realpath(self.root / MANIFEST):
             return True
         return lies_below(path, self.root) and _read_ends(path)[0] is not None
@@ -131,7 +136,7 @@ class PseudoMaskStore:
                 if file == name or not (name.lower().endswith(IMAGE_SUFFIXES) or is_fitted(file)):
                     continue
                 try:
-                    inside, *_ = _read_ends(os.path.join(folder, file))  # noqa: PTH118 - a million files
+                    inside, *_ = _read_ends(os.path.join(folder, file))  # noqa: PTH118 - faster than Path
                     is_ours = inside is not None
                 except TargetError:  # without read permission
                     inside, is_ours = None, True
@@ -164,7 +169,7 @@ class PseudoMaskStore:
             stamp: Result of `unsam_mm.fingerprints.image_stamp` before the image was read.
 
         Raises:
-            TargetError: If the disk does not allow a file of this name, or there is a foreign file, or one without read
+            TargetError: If the disk does not allow a file of this name, or the existing file is foreign or has no read
                 permission.
             StoreError: If the folder cannot be written or the disk is full, or RLEs are malformed or have another size.
         """
@@ -193,10 +198,10 @@ class PseudoMaskStore:
         Args:
             name: Name of the image.
             image: The image file. If it has changed since the masks were written with its stamp, an error is raised.
-            by_age: Whether an error is also raised if there is no stamp and the image is newer than the masks.
+            by_age: True to raise an error also if there is no stamp and the image is newer than the masks.
 
         Raises:
-            StoreError: If the file is missing, damaged or foreign, or the image has changed.
+            StoreError: If the file is missing, damaged or not a file of masks, or the image has changed.
         """
         path = self.path_of(name)
         try:
@@ -229,7 +234,7 @@ class PseudoMaskStore:
                 yield name, masks
 
     def describe(self, settings: dict[str, Any]) -> None:
-        """Writes the metadata, after a check against that of existing masks.
+        """Writes `settings` as metadata, after a check against the metadata of existing masks.
 
         Its field "supervised" is true if human labels were used for the masks: CascadePSP was trained with them.
 
@@ -348,7 +353,7 @@ def _read_ends(path: str | Path) -> tuple[str | None, bool, dict[str, Any] | Non
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except OSError as error:
-        if error.errno in (*_ABSENT, *_INVALID_NAME) or os.path.isdir(path):  # noqa: PTH112 - Windows opens no folder
+        if error.errno in (*_ABSENT, *_INVALID_NAME) or os.path.isdir(path):  # noqa: PTH112 - Windows cannot open it
             return _FOREIGN
         if isinstance(error, PermissionError):
             raise TargetError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
@@ -379,7 +384,7 @@ def _is_foreign(path: Path, name: str) -> bool:
     Raises:
         TargetError: If there is no read permission.
     """
-    if not os.path.exists(path):  # noqa: PTH110 - also false for errors, which writing raises
+    if not os.path.exists(path):  # noqa: PTH110 - False also for an inaccessible path; writing then raises the error
         return False
     try:
         return _read_ends(path)[0] is None and not _is_truncated(path, name)
@@ -388,7 +393,7 @@ def _is_foreign(path: Path, name: str) -> bool:
 
 
 def _is_truncated(path: Path, name: str) -> bool:
-    """Whether a file is empty or the beginning of the file of an image."""
+    """True if a file is empty or contains only the beginning of the masks of an image."""
     if not path.is_file() or path.stat().st_size > _MAX_HEAD_BYTES:
         return False
     start, found = f'{{"image":{{"file_name":{json.dumps(name)},"height":'.encode(), path.read_bytes()
@@ -433,7 +438,7 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
 
 
 def _check_areas_and_boxes(annotations: list[dict[str, Any]], masks: MaskSet) -> None:
-    """Raises `UnSAMError` if areas or boxes in a file are not those of its RLEs, one of which has been changed."""
+    """Raises `UnSAMError` if areas or boxes in a file differ from those of its RLEs, which means that it was edited."""
     boxes_xywh = masks.boxes_xyxy.copy()
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
     for index, (record, area, box) in enumerate(
