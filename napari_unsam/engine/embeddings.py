@@ -1,7 +1,7 @@
 """Embeddings of planes on disk, named by a hash of pixels and settings, so that no plane is analysed twice.
 
-An entry is one file. It is written atomically and never changes, so several sessions can share a folder without locks: two
-sessions that save the same entry write the same file.
+An entry is one file. It is written atomically and never changes, so several sessions can share a folder without locks:
+two sessions that save the same entry write the same file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def plane_key(pixels: LazyArray, settings: str) -> str:
 
 
 class EmbeddingStore:
-    """Arrays in files, by key. Above a maximum size, the least recently used files are deleted; unrelated files are kept.
+    """Arrays in files, by key. Above a maximum size, the least recently used ones are deleted; other files are kept.
 
     Args:
         folder: Folder of the entries; created by the first `save`.
@@ -115,7 +115,7 @@ class EmbeddingStore:
             self.trim()
 
     def trim(self) -> None:
-        """Deletes the least recently used entries and windows until the rest fits, and temporary files of killed sessions."""
+        """Deletes the least recently used files until the rest fits, and temporary files of killed sessions."""
         entries = sorted(self._entries())
         excess = sum(size for _, size, _ in entries) - self.max_bytes
         for _, size, path in entries:
@@ -149,7 +149,8 @@ class StackReport:
     """The result of `embed_stack`.
 
     Attributes:
-        keys: Keys of the planes, in their order; equal planes have equal keys. If the store became full, the last ones are missing.
+        keys: Keys of the planes, in their order; equal planes have equal keys. If the store became full, the last ones
+            are missing.
         made: Number of planes analysed now; the others were stored before.
         stored: Number of planes that are in the store now.
     """
@@ -190,7 +191,7 @@ def embed_stack(
         pixels = read()
         key = plane_key(pixels, settings)
         keys.append(key)
-        # `load` also detects damaged entries, and marks the others as used, so that planes of this stack are deleted last.
+        # `load` also detects damage, and marks the entry as used, so that planes of this stack are deleted last.
         if store.load(key) is None:
             store.save(key, embed(pixels, inner))
             made += 1

@@ -1,8 +1,8 @@
 """The one thread in which models run.
 
-It is one long-lived thread, because torch keeps a pool of workers for each calling thread and would build it again in every
-short-lived one. Jobs wait in lanes: a new job replaces the older job of the same lane only. When a job reports its
-progress, waiting jobs of more urgent lanes are done first, so a click is answered during a long propagation.
+It is one long-lived thread, because torch keeps a pool of workers for each calling thread and would build it again in
+every short-lived one. Jobs wait in lanes: a new job replaces the older job of the same lane only. When a job reports
+its progress, waiting jobs of more urgent lanes are done first, so a click is answered during a long propagation.
 """
 
 from __future__ import annotations
@@ -61,12 +61,15 @@ def report_progress(fraction: float, message: str) -> None:
 
 
 def part_of(progress: ProgressCallback, number: int, count: int, name: str = '') -> ProgressCallback:
-    """The callback for part `number`, counted from 0, of `count` equal parts of a job; `name` comes before its texts."""
+    """The callback for part `number`, counted from 0, of `count` equal parts of a job; its texts begin with `name`."""
     return lambda fraction, text: progress((number + fraction) / count, f'{name}{text}')
 
 
 class Lane(IntEnum):
-    """How urgent a job is, the most urgent first: masks for prompts, the analysis of a plane, short jobs, long jobs, idle time."""
+    """How urgent a job is, the most urgent first.
+
+    In this order: masks for prompts, the analysis of a plane, short jobs, long jobs, jobs for idle times.
+    """
 
     CLICK = 0
     PLANE = 1
@@ -90,12 +93,12 @@ class _Job:
 class InferenceThread:
     """Runs jobs in its own thread, one at a time.
 
-    A job replaces the previous job of its lane, except in the lane of tasks: tasks with different names run one after the
-    other. A job counts as running until its result is delivered.
+    A job replaces the previous job of its lane, except in the lane of tasks: tasks with different names run one after
+    the other. A job counts as running until its result is delivered.
 
     Args:
-        deliver: Runs a function in the thread of the callbacks, for example that of the GUI. All methods are called in that thread,
-            and the signals are emitted there.
+        deliver: Runs a function in the thread of the callbacks, for example that of the GUI. All methods are called in
+            that thread, and the signals are emitted there.
 
     Attributes:
         changed: Emitted when a job started or ended.
@@ -111,9 +114,7 @@ class InferenceThread:
         self._deliver = deliver
         self._waiting: dict[Lane, _Job] = {}
         self._latest: dict[Lane, _Job] = {}  # waits, runs, or its result is being delivered
-        self._tasks: dict[
-            str, _Job
-        ] = {}  # tasks that wait for the current one, by name, in the order in which they run
+        self._tasks: dict[str, _Job] = {}  # wait for the current task; by name, in the order of their start
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None

@@ -114,7 +114,7 @@ class EmbeddedPlane:
         return [self._box_mask(crop, score) for crop, score in found[:max_masks]]
 
     def beyond(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
-        """The mask for a prompt next in size to an area: larger for positive steps, smaller for negative steps; at most one.
+        """The next mask for a prompt that is larger than an area (positive steps) or smaller (negative steps), if any.
 
         For prompts without nodes of a tree, as on planes in windows; call it in the inference thread.
         """
@@ -130,7 +130,7 @@ class EmbeddedPlane:
     def chain(
         self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
     ) -> np.ndarray:
-        """(K,) nodes of the main tree that agree with a prompt, finest first; if none does, those under its first positive click."""
+        """(K,) nodes of the main tree that agree with a prompt, or else with its first positive point, finest first."""
         from unsam_mm.prompting import candidate_nodes
 
         if self.hierarchy is None:
@@ -167,7 +167,7 @@ class PlaneCache:
         self._n_cleared = 0
 
     def version(self, source: Hashable) -> int:
-        """Number of times that the planes of an image were dropped; planes that were read at a lower version are outdated."""
+        """How often the planes of an image were dropped; a plane that was read at a lower number is outdated."""
         with self._lock:
             return self._versions[source] + self._n_cleared
 
@@ -246,8 +246,7 @@ class PlaneEmbedder:
         """Analyses planes that are not stored, and stores them; see `embed_stack`.
 
         Raises:
-            UnSAMError: If there is no store, a plane is analysed in windows or cannot be segmented, or the weights are not
-                available.
+            UnSAMError: If there is no store, or a plane is analysed in windows or cannot be segmented.
             StoreError: If an embedding cannot be stored.
         """
         if self._store is None:
@@ -266,7 +265,7 @@ class PlaneEmbedder:
         return embed_stack(reads, embed, self._signature(), self._store, progress, on_stored)
 
     def use_weights(self, path: Path | None) -> None:
-        """Uses other weights of the model from now on; None is the weights of the package. Call it in the inference thread.
+        """Uses other weights of the model from now on, None for those of the package; call it in the inference thread.
 
         Stored embeddings do not depend on these weights.
 
@@ -402,8 +401,8 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
 def import_torch() -> ModuleType:
     """Imports torch, without blocking other threads while its largest library is loaded.
 
-    An import holds the GIL for about half a second while the system links that library of 400 MB. A call of `dlopen` through
-    ctypes does not hold it, and the import then finds the library loaded. Without such a file, this is a plain import.
+    An import holds the GIL for about half a second while the system links that library of 400 MB. A call of `dlopen`
+    through ctypes does not, and the import then finds the library loaded. Without such a file, this is a plain import.
     """
     spec = find_spec('torch')
     for name in _TORCH_LIBRARIES if spec is not None and os.name == 'posix' else ():

@@ -40,7 +40,7 @@ class Candidates:
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
         hierarchy: The region trees of the plane; None if the plane is analysed in windows.
         chain_index: Index of the shown region in `chain`; None if no region is shown.
-        exact: The shown mask if it is neither in `masks` nor in `chain`, such as one that was searched by its size; else None.
+        exact: The shown mask if it is in neither `masks` nor `chain`, such as one searched by its size; else None.
     """
 
     masks: tuple[BoxMask, ...] = ()
@@ -74,7 +74,7 @@ class Candidates:
 
     @property
     def selection(self) -> Selection:
-        """Which mask is shown. Without a tree it is the mask itself: masks that are added later change the positions."""
+        """Which mask is shown; without a tree the mask itself, since masks that are added later change positions."""
         if self.hierarchy is None:
             return Selection(0, None, self.shown)
         return Selection(self.position, self.chain_index, self.exact)
@@ -97,7 +97,10 @@ class Candidates:
         return self
 
     def stepped_in_chain(self, steps: int) -> Candidates:
-        """Shows another region of the chain, a coarser one for positive steps; starts at the one of the nearest area."""
+        """Shows another region of the chain, a coarser one for positive steps.
+
+        If no region is shown, the steps are counted from the region whose area is nearest to that of the shown mask.
+        """
         start = self.chain_index
         if start is None:
             start = nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
@@ -119,7 +122,7 @@ class Candidates:
         return replace(self, **selection._asdict())
 
     def still_showing(self, shown: BoxMask) -> Candidates:
-        """Shows a mask of earlier candidates: the one of `masks` with the same box and area, else the earlier mask itself."""
+        """Shows a mask of earlier candidates: the one of `masks` with its box and area, else the mask itself."""
         for position, mask in enumerate(self.masks):
             if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px:
                 return replace(self, position=position, chain_index=None, exact=None)

@@ -1,7 +1,8 @@
 """The frame of an image: the coordinates of prompts, planes and objects, and the transform of their layers.
 
-Its coordinates are the data coordinates of the image layer, except along a channel axis: that axis has length 1, and its only
-pixel spans all channels. So an object belongs to all channels, and is shown at each slider position of that axis.
+Its coordinates are the data coordinates of the image layer, except along a channel axis: that axis has length 1, and
+its only pixel spans all channels. So an object belongs to all channels, and is shown at each slider position of
+that axis.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ class Frame:
     Args:
         image: The layer.
         channels: The channels of the image; only a channel axis changes the frame.
-        world_units: Units of the axes of the viewer, `viewer.dims.units`, which are the smallest units of all layers; by default
-            the units of the image.
+        world_units: Units of the axes of the viewer, `viewer.dims.units`, which are the smallest units of all layers;
+            by default the units of the image.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class Frame:
         """The two axes of the image that a 2D view shows, ascending.
 
         Raises:
-            ImageError: If the view is 3D, or shows an axis that the image lacks, or shows its channel axis.
+            ImageError: If the view is 3D, or shows an axis that the image lacks or its channel axis.
         """
         if dims.ndisplay != 2:
             raise ImageError('The view is 3D; switch to 2D to click on a plane.')

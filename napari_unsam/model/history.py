@@ -42,7 +42,7 @@ class Change(Generic[T]):
         put: Sets the value.
         before: The old value.
         after: The new value.
-        merge_key: Consecutive changes with the same key, such as those of a slider, become one action; None is never merged.
+        merge_key: Consecutive changes with the same key become one action, such as those of a slider; None never merges.
     """
 
     name: str
@@ -108,7 +108,7 @@ class ActionHistory:
 
     Attributes:
         is_cut: True if actions were dropped.
-        is_busy: True while an action is being done or undone, until `changed` has been emitted; other threads may read it.
+        is_busy: True while an action is done or undone, until `changed` has been emitted; for other threads.
     """
 
     changed = Signal()

@@ -59,7 +59,7 @@ def object_boxes(labels: LazyArray) -> dict[int, Slices]:
 
 
 def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Slices]]:
-    """Each label of an integer array except 0, in ascending order, with its bounding box; also fast for large labels."""
+    """The labels of an integer array except 0, in ascending order, each with its bounding box; fast for any label."""
     if block.size == 0:
         return
     if block.min() >= 0 and block.max() <= block.size:

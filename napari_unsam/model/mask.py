@@ -37,7 +37,10 @@ class BoxMask:
 
     @classmethod
     def of(cls, mask: np.ndarray, top: int = 0, left: int = 0) -> BoxMask:
-        """Crops an (h, w) bool mask, whose first pixel is at (top, left) of the plane; `EMPTY` if it contains no pixel."""
+        """Crops an (h, w) bool mask whose first pixel is at (top, left) of the plane; `EMPTY` if no pixel is set.
+
+        The granularity and the score of the new mask are 0.
+        """
         y0, y1, x0, x1 = extent(mask)
         if y0 == y1:
             return EMPTY
@@ -138,7 +141,7 @@ def free_parts(masks: Iterable[BoxMask], taken: np.ndarray, min_free: float) -> 
 
     Args:
         masks: In the order of their priority.
-        taken: (H, W) bool, True for pixels that are not free; changed in place, the pixels of each yielded mask are added.
+        taken: (H, W) bool, True for pixels that are not free; the pixels of each yielded mask are added in place.
         min_free: Minimum share of a mask that has to be free, in [0, 1].
 
     Yields:

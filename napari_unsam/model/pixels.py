@@ -73,12 +73,13 @@ class JoinedPixels:
 def plane_pixels(
     image: Image, plane: Plane, channels: Channels | LayerChannels | None = None
 ) -> list[PlanePixels | JoinedPixels]:
-    """The pixels of a plane at full resolution, then at each coarser level of a pyramid that halves only the plane's sides.
+    """The pixels of a plane at full resolution, then at coarser levels of a pyramid that halve only the plane's sides.
 
     Args:
         image: The layer.
         plane: The plane.
-        channels: One to three channels along an axis or in several layers; of layers, only the levels that all have are returned.
+        channels: The channels, along an axis or in several layers; of several layers, only the levels that all of them
+            have are returned.
     """
     if isinstance(channels, LayerChannels):
         of_channels = [_resolutions(layer, plane) for layer in channels.layers]

@@ -72,7 +72,7 @@ class Plane:
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
 
     def in_array(self, mask: BoxMask) -> tuple[np.ndarray, tuple[slice, ...]]:
-        """A mask of the plane as a bool array with all axes of the array, and the slices of the array that it belongs to."""
+        """A mask of the plane as a bool array with all axes of the array, and its slices of the array."""
         box = self.slices(mask.box_xyxy)
         return mask.mask.reshape([part.stop - part.start for part in box]), box
 
@@ -92,7 +92,7 @@ def plane_in_view(frame: Frame, dims: Dims) -> Plane:
     """The plane of an image that a 2D view shows.
 
     Raises:
-        ImageError: If the view is 3D, shows an axis that the image lacks, shows its channel axis, or is outside the image.
+        ImageError: If the view is 3D, outside the image, or shows an axis that the image lacks or its channel axis.
     """
     axes = frame.displayed(dims)
     # napari ignores the two displayed axes when it chooses the plane; in an oblique layer they would change it.

@@ -96,9 +96,9 @@ class Prompts:
     Attributes:
         points: Clicks in the order in which they were made.
         shapes: Drawn shapes in the order in which they were drawn.
-        object_id: Number of the object of the next prompt on a plane without prompts of an unfinished object, see `current`.
-        pending: Objects that are to be committed later, in the order in which they were added; their prompts are in `points` and
-            `shapes`.
+        object_id: Number of the object of the next prompt on a plane without an unfinished object, see `current`.
+        pending: Objects that are to be committed later, in the order in which they were added; their prompts are in
+            `points` and `shapes`.
     """
 
     points: tuple[PointPrompt, ...] = ()
