@@ -62,6 +62,8 @@ class SegmentationController:
         polarity: Polarity of the next click without modifier keys.
         status: The status line.
         candidates: The masks for the prompts in view.
+        state_changed: Emitted when the status line, the polarity, the history or the jobs changed.
+        progress_changed: Emitted with the fraction done, in [0, 1], and a text.
     """
 
     state_changed = Signal()
@@ -278,7 +280,7 @@ class SegmentationController:
             self.show_info('Cancelled. Prompts and analysed slices are kept.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """Stops the inference thread; returns whether it ended within the timeout. The object cannot be used afterwards."""
+        """Stops the inference thread; True if it ended within the timeout. The object cannot be used afterwards."""
         self.embedding = None
         return self._jobs.close(timeout_s)
 

@@ -15,7 +15,7 @@ from unsam_mm.files import atomic_writer
 from unsam_mm.images import MIN_SIDE_PX, as_rgb_uint8
 
 MAX_SIDE_PX = 1024
-"""Maximum side of a crop. The number of regions is limited, so regions of a larger crop would contain several objects."""
+"""Maximum side of a crop. The number of regions is limited, so those of a larger crop would contain several objects."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ from psygnal import Signal
 from unsam_mm.errors import UnSAMError, explained
 
 ProgressCallback = Callable[[float, str], None]
+"""Called with the fraction done, in [0, 1], and a text; may raise an exception to stop the work."""
 Deliver = Callable[[Callable[[], None]], None]
+"""Runs a function, usually in another thread."""
 
 _PROGRESS_INTERVAL_S = 0.03  # more frequent reports would only slow the receiving thread down
 _EXIT_S = 5.0  # maximum wait when the application exits: compiled code cannot be interrupted
@@ -165,7 +167,7 @@ class InferenceThread:
             self.changed.emit()
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """Stops the jobs and the thread; returns whether the thread ended within the timeout."""
+        """Stops the jobs and the thread; returns True if the thread ended within the timeout."""
         self._tasks.clear()
         with self._wake:
             for lane in Lane:

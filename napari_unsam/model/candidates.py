@@ -30,7 +30,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masks that an engine predicted for a prompt, the nested regions of the main tree under it, and the shown mask.
+    """The predicted masks for a prompt, the nested regions of the main tree under it, and the shown mask.
 
     The methods that show another mask return new candidates.
 

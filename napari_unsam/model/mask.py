@@ -15,6 +15,7 @@ from unsam_mm.masks.ops import extent
 from unsam_mm.masks.rle import decode_crop
 
 Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of the plane; right and bottom edges exclusive."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# The Okabe-Ito colours, then lighter tints. Black is left out, since it is invisible on dark images, and yellow, which is
-# the colour of previews. The colours of clicks come last before the tints.
+# The Okabe-Ito colours, then lighter tints. Black is left out, since it is invisible on dark images, and yellow, which
+# is the colour of previews. The colours of clicks come last before the tints.
 OBJECT_COLOURS = (
     '#56b4e9',
     '#e69f00',

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 Position = tuple[float, ...]
+"""A position in the frame of the image, one number per axis; whole numbers are pixel centres."""
 
 
 class Polarity(Enum):
@@ -36,7 +37,7 @@ class PointPrompt:
     """One click.
 
     Attributes:
-        position: Position in the frame of the image, one number per axis; whole numbers are pixel centres.
+        position: See `Position`.
         polarity: Object or background.
         object_id: Number of the object, from 1.
     """
