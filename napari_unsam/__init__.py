@@ -11,4 +11,4 @@
 A package imports only from those above it. No module imports torch; the inference thread imports it in the first job.
 """
 
-import unsam_mm  # noqa: F401  (before the first compiled function: it finds numba a folder)
+import unsam_mm  # noqa: F401  (imported first: it gives numba a cache folder before a function is compiled)

@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_batch(options: argparse.Namespace) -> int:
-    """Exit status: 0 if any image is done, now or before, else 1."""
+    """Runs the command `batch`; returns 0 if any image is done, now or before, else 1."""
     from tqdm import tqdm
 
     job = BatchJob(

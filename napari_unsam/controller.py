@@ -1,6 +1,6 @@
 """The state of a segmentation and the actions on it, without Qt and without layers.
 
-The controller holds the plane to segment, the prompts on it, the candidate masks and the running jobs. Views read its
+The controller contains the plane to segment, the prompts, the candidate masks and the running jobs. Views read its
 properties when a signal says that something changed.
 """
 
@@ -58,10 +58,12 @@ class SegmentationController:
         history: The actions of the user.
         planes: The analysed planes.
         target: The plane to segment; None if no plane can be segmented.
-        embedding: The plane that is being analysed; may be another than the target.
-        polarity: Of the next click without modifier keys.
+        embedding: The plane that is being analysed, which need not be the target; None if there is none.
+        polarity: Polarity of the next click without modifier keys.
         status: The status line.
         candidates: The masks for the prompts in view.
+        state_changed: Emitted when the status line, the polarity, the history or the jobs changed.
+        progress_changed: Emitted with the fraction done, in [0, 1], and a text.
     """
 
     state_changed = Signal()
@@ -91,7 +93,7 @@ class SegmentationController:
         self.history.changed.connect(self.state_changed.emit)
         self._prompts: dict[Hashable, Prompts] = {}
         self._no_target = NO_IMAGE
-        # A function to call once the masks for a question are predicted, and that question.
+        # A question, see `_question`, and the function to call once its masks are predicted.
         self._waiting: tuple[Hashable, Callable[[], None]] | None = None
         self._is_quiet = False
 
@@ -184,10 +186,10 @@ class SegmentationController:
 
         Args:
             target: The new target, or None.
-            reason: Shown to the user if there is none.
+            reason: Shown to the user if the target is None.
         """
         if target is not None and target == self.target:
-            self.target = target  # its functions may be new
+            self.target = target  # its function `pixels` may be new
             return
         before, self.target = self.target, target
         self._no_target, self.candidates = reason, NO_CANDIDATES
@@ -197,7 +199,7 @@ class SegmentationController:
         self.target_changed.emit()
         self._predict()
         if self.prompts_here and self.plane is None and self.embedding is None:
-            self.embed()  # its analysis was cancelled for another plane
+            self.embed()  # its analysis was cancelled to analyse another plane
 
     def forget(self, source: Hashable) -> None:
         """Drops the analysed planes of an image that has changed or was removed."""
@@ -209,7 +211,7 @@ class SegmentationController:
             self._predict()
 
     def use_weights(self, path: Path | None) -> None:
-        """Uses other weights of the model; None for those of the package."""
+        """Uses other weights of the model; None is the weights of the package."""
 
         def loaded(_: None) -> None:
             self.planes.clear()
@@ -232,7 +234,7 @@ class SegmentationController:
             self.run_when_idle('Loading the model', load)
 
     def embed(self) -> None:
-        """Analyses the target in the background, again if it is analysed; cancels the analysis of another plane."""
+        """Analyses the target in the background, even if it is analysed already; cancels that of another plane."""
         target = self.target
         if target is None:
             self.show_no_target()
@@ -256,10 +258,10 @@ class SegmentationController:
 
         Args:
             name: Shown while it runs.
-            work: See `InferenceThread.start`; its callback also lets clicks be answered.
+            work: See `InferenceThread.start`; each call of its progress callback also answers waiting clicks.
             on_done: See there; not called if the job is cancelled.
             on_failed: See there; the reason is also shown to the user.
-            is_task: True for a short job, which runs after other tasks and during jobs that are not tasks.
+            is_task: True for a short job, which runs after earlier tasks and interrupts a long job.
         """
 
         lane = Lane.TASK if is_task else Lane.LONG
@@ -278,7 +280,7 @@ class SegmentationController:
             self.show_info('Cancelled. Prompts and analysed slices are kept.')
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """Stops the inference thread; returns whether it ended within the timeout. The object cannot be used afterwards."""
+        """Stops the inference thread; True if it ended within the timeout. The object cannot be used afterwards."""
         self.embedding = None
         return self._jobs.close(timeout_s)
 
@@ -286,8 +288,8 @@ class SegmentationController:
         """Adds a click, and analyses the plane if needed.
 
         Args:
-            position: Data coordinates in the image.
-            polarity: Of the click; by default `self.polarity`.
+            position: Position in the frame of the image, one number per axis.
+            polarity: Polarity of the click; by default `self.polarity`.
 
         Returns:
             True if the click lies in the plane in view; if not, a problem is shown.
@@ -312,7 +314,7 @@ class SegmentationController:
             self.history.do(self._prompts_change(name, prompts))
 
     def put_prompts(self, source: Hashable, prompts: Prompts) -> None:
-        """Sets prompts without an entry in the history, as after a restart."""
+        """Sets the prompts on an image without an entry in the history, for example after a restart."""
         self._prompts[source] = prompts
         if self.target is not None and source == self.target.source:
             self._predict()
@@ -355,7 +357,7 @@ class SegmentationController:
             self.history.do(Change('switch click type', self._put_polarity, self.polarity, polarity))
 
     def restoring_prompts(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
-        """The action that replaces the prompts of an image and the polarity, as after a restart."""
+        """The action that replaces the prompts of an image and the polarity, for example after a restart."""
         change_prompts = Change('prompts', partial(self.put_prompts, source), self.prompts_of(source), prompts)
         change_polarity = Change('polarity', self._put_polarity, self.polarity, polarity)
         return ActionGroup('restore prompts', [change_prompts, change_polarity])
@@ -369,7 +371,10 @@ class SegmentationController:
         self._step(-1)
 
     def slide(self, steps: int) -> None:
-        """Shows a coarser region of the tree under the prompts for positive steps, a finer one for negative steps."""
+        """Shows a coarser region under the prompts for positive steps, a finer one for negative steps.
+
+        Without regions, as on planes in windows, it searches the next larger or smaller mask.
+        """
         shown = self.candidates.shown
         if shown is None:
             self.show_problem(_NO_MASK_YET)
@@ -380,7 +385,7 @@ class SegmentationController:
             self._search(partial(self.plane.beyond, prompt, shown.area_px, steps), _last_mask(steps))
 
     def set_granularity(self, granularity: float) -> None:
-        """Shows the mask under the prompts whose granularity is nearest to a number in [0, 1]."""
+        """Shows the region or mask under the prompts whose granularity is nearest to a number in [0, 1]."""
         if self.candidates.shown is None:
             self.show_problem(_NO_MASK_YET)
         elif len(self.candidates.chain):
@@ -391,7 +396,7 @@ class SegmentationController:
             self._search(lambda _: plane.answer(*prompt.parts, area_px), _NO_MASK_FOUND)
 
     def when_answered(self, call: Callable[[], None]) -> None:
-        """Calls a function once the masks for the prompts in view are predicted; never if the prompts change before."""
+        """Calls a function once the masks for the prompts in view are predicted; never if the prompts change first."""
         call = self.reporting(call)
         if self.prompts_here and self.plane is None and self.embedding == self.target:
             self._waiting = self._question(), call
@@ -439,7 +444,7 @@ class SegmentationController:
         """Shows another candidate, as an action of the user."""
         before, after = self.candidates.selection, candidates.selection
         if self.is_answering:
-            self._show(candidates)  # until the new masks are predicted
+            self._show(candidates)  # only until the new masks are predicted, so not in the history
         elif after != before:
             question = self._question()
             select = partial(self._select, question)
@@ -454,7 +459,7 @@ class SegmentationController:
         self.proposal_changed.emit()
 
     def _select(self, question: Hashable, selection: Selection | None) -> None:
-        """Shows a mask of the candidates for a question once they are predicted; does nothing if the question is another."""
+        """Shows a mask of the candidates for a question once they are predicted, unless the question has changed."""
         is_quiet = self._is_quiet
 
         def show() -> None:
@@ -498,7 +503,7 @@ class SegmentationController:
         self.show_problem(reason)
 
     def _predict(self) -> None:
-        """Predicts the masks for the prompts in view, or drops the masks if it cannot."""
+        """Predicts the masks for the prompts in view; if that is not possible, drops the previous masks."""
         if self.is_answering:
             self._waiting = None
         plane, here = self.plane, self.prompts_here
@@ -514,7 +519,7 @@ class SegmentationController:
         self.state_changed.emit()
 
     def _ask(self, plane: EmbeddedPlane, prompt: PlanePrompt) -> None:
-        """Predicts masks; on planes in windows first one of them. Replaces the prediction for earlier prompts."""
+        """Predicts masks, on planes in windows the best one first. Replaces the prediction for earlier prompts."""
         in_windows, is_quiet = plane.hierarchy is None, self._is_quiet
 
         def predict(max_masks: int, _progress: ProgressCallback) -> Candidates:
@@ -537,7 +542,7 @@ class SegmentationController:
         self.proposal_changed.emit()
 
     def _search(self, search: Callable[[ProgressCallback], list[BoxMask]], not_found: str) -> None:
-        """Searches a mask by its size, on a plane in windows, which has no tree."""
+        """Searches a mask by its size, for prompts without regions of a tree, as on planes in windows."""
 
         def done(found: list[BoxMask]) -> None:
             if found:

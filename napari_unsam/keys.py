@@ -1,4 +1,4 @@
-"""The keys of the dock; bindings, buttons, messages and napari's commands take them from here."""
+"""The keys of the dock, one table for key bindings, buttons, messages and napari's commands."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 Actions = dict[str, Callable[[], None]]
-"""Functions by command."""
+"""The function of each command, by the name of the command."""
 
 
 class Key(NamedTuple):
     """One row of the table.
 
     Attributes:
-        key: In napari's notation; napari 0.9 does not use it on any layer.
-        label: Of the button; empty if the key switches between two buttons.
+        key: The key in napari's notation; napari 0.9 itself does not bind it on any layer.
+        label: Label of the button; empty if the key switches between two buttons.
         action: Tooltip of the button; with the key, title of the command `unsam_mm.<command>`.
     """
 
@@ -24,7 +24,7 @@ class Key(NamedTuple):
 
     @property
     def button(self) -> str:
-        """The label with the key."""
+        """The text of the button: the label and the key."""
         return f'{self.label}  [{self.key}]'.lstrip()
 
 
@@ -43,6 +43,6 @@ KEYS = {
     'review': Key('Shift-N', 'Next', 'Review the next least certain object'),
     'propagate': Key('Shift-G', 'Propagate', 'Propagate object through slices'),
 }
-"""By command."""
+"""The rows of the table, by the name of the command."""
 
 TO_UNDO = f'Press {KEYS["undo"].key} to undo.'

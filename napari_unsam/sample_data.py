@@ -27,7 +27,7 @@ def coins() -> list[LayerData]:
 
 
 def cell() -> list[LayerData]:
-    """One cell in an interferometric microscope, greyscale."""
+    """A quantitative phase image of one cell, greyscale."""
     return [(data.cell(), {'name': 'Cell'}, 'image')]
 
 
@@ -107,7 +107,7 @@ def _paths(rng: np.random.Generator, count: int, shape: tuple[int, int, int], st
     """(T, count, 2) smooth random walks; their starts are spread over the plane."""
     n_steps, height, width = shape
     starts = [rng.uniform((0, 0), (height, width))]
-    while len(starts) < count:  # each start is that of 12 random ones which is farthest from the others
+    while len(starts) < count:  # of 12 random positions, the one farthest from the other starts
         tries = rng.uniform((0, 0), (height, width), (12, 2))
         gaps = np.linalg.norm(tries[:, None] - np.array(starts)[None], axis=2).min(axis=1)
         starts.append(tries[gaps.argmax()])

@@ -12,7 +12,7 @@ from unsam_mm.errors import UnSAMError
 
 
 def main() -> int:
-    """Runs the steps; the last line on standard error is the error message."""
+    """Runs the steps; if one fails, the last line on standard error is the error message."""
     parser = argparse.ArgumentParser(description='Adapt the packaged model to the images in a folder.')
     parser.add_argument('folder', type=Path, help='images and settings, written by the dock')
     parser.add_argument('--parent', type=int, help='stop when the process with this number ends')
@@ -20,7 +20,7 @@ def main() -> int:
     if options.parent is not None:
         end_with_parent(options.parent)
     if hasattr(os, 'nice'):
-        os.nice(10)  # the viewer goes first
+        os.nice(10)  # the viewer has priority
     try:
         adapt(options.folder)
     except UnSAMError as error:

@@ -23,8 +23,9 @@ _MAX_MASKS = 1000
 _POINTS_PER_SIDE = 24
 _MAX_IOU = 0.8
 _MIN_AREA_PX = 16
-_LARGEST_SHARE = 0.03  # of the window: larger masks have high scores and would cover the masks inside them
-_MAX_COVERED = 0.3  # of a mask by better ones
+# Maximum share of the window: larger masks have high scores and would cover the masks inside them.
+_LARGEST_SHARE = 0.03
+_MAX_COVERED = 0.3  # maximum share of a mask that better masks may cover
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Comparison:
 
 
 def window_around(size_hw: tuple[int, int], centre: tuple[float, float]) -> tuple[slice, slice]:
-    """The window of a plane around a row and a column, of at most `MAX_SIDE_PX`."""
+    """Rows and columns of the window of a plane around (row, column), with sides of at most `MAX_SIDE_PX`."""
     parts = []
     for length, at in zip(size_hw, centre, strict=True):
         side = min(length, MAX_SIDE_PX)
@@ -71,12 +72,12 @@ def compare(
     Args:
         pixels: (h, w) or (h, w, 3) uint8 values of the window.
         window: Rows and columns of the plane.
-        adapted: The adapted weights.
+        adapted: File of the adapted weights.
         prompt: Prompt on the plane, whose best masks are compared; all masks are compared if it has no box or positive click.
         progress: Called with the progress; an exception raised inside stops the work.
 
     Raises:
-        UnSAMError: If the window cannot be segmented, or weights cannot be read.
+        UnSAMError: If the window cannot be segmented, or the weights cannot be read.
     """
     from unsam_mm.prompting.model import RegionEngine
     from unsam_mm.student.weights import packaged_weights
@@ -111,7 +112,7 @@ def _answer(engine: Engine, prompt: PlanePrompt, top: int, left: int) -> np.ndar
 
 
 def _objects(engine: Engine) -> np.ndarray:
-    """(h, w) labels of all masks, 1 for the best."""
+    """(h, w) labels of the best masks of the window without overlaps, see `flattened`."""
     masks, _ = engine.all_masks(_MAX_MASKS, _MIN_AREA_PX, _POINTS_PER_SIDE, _MAX_IOU)
     return flattened(masks)
 

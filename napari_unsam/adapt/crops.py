@@ -15,7 +15,7 @@ from unsam_mm.files import atomic_writer
 from unsam_mm.images import MIN_SIDE_PX, as_rgb_uint8
 
 MAX_SIDE_PX = 1024
-"""Larger planes are cropped: the number of regions is limited, so regions of a larger crop would hold several objects."""
+"""Maximum side of a crop. The number of regions is limited, so those of a larger crop would contain several objects."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Crop:
     """A crop of one plane.
 
     Attributes:
-        index: Of the plane, one number for each axis that is not its own.
+        index: Index of the plane along each axis that is not an axis of the plane.
         rows: Rows of the plane.
         columns: Columns of the plane.
     """
@@ -40,10 +40,10 @@ class Crop:
 
 
 def choose_crops(across: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Crop]:
-    """Crops, spaced evenly over all planes of an image.
+    """Chooses crops that are spaced evenly over all planes of an image.
 
     Args:
-        across: Length of each axis that is not of the planes; empty for a single plane.
+        across: Length of each axis that is not an axis of the planes; empty for a single plane.
         size_hw: Height and width of a plane in pixels.
         count: Maximum number of crops.
     """
@@ -68,16 +68,16 @@ def write_crops(
     """Writes the crops as PNG files and removes other PNG files in the folder.
 
     Args:
-        folder: For these files only.
+        folder: Folder for these files only.
         crops: The crops.
         read: Returns the pixels of a crop as the model sees them.
         progress: Called with the progress; an exception raised inside stops the work.
 
     Returns:
-        Number of files; crops of one colour are left out.
+        Number of files; crops that have one colour or a side below `MIN_SIDE_PX` are left out.
 
     Raises:
-        ImageError: If all crops have one colour.
+        ImageError: If all crops are left out.
         StoreError: If the folder cannot be written.
     """
     written = set()
@@ -107,6 +107,6 @@ def _write_png(path: Path, rgb: np.ndarray) -> None:
 
 
 def _cut(length: int) -> list[slice]:
-    """Equal parts of a side, of at most `MAX_SIDE_PX`."""
+    """Equal parts of a side, each of at most `MAX_SIDE_PX`."""
     edges = np.linspace(0, length, -(-length // MAX_SIDE_PX) + 1).astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -22,7 +22,8 @@ IMAGES, TOKENS, TRAINING = 'images', 'tokens', 'training'
 SETTINGS, STATE, LOG, LOCK = 'settings.json', 'state.json', 'adapting.log', 'adapting.lock'
 START, RESULT = 'start.pth', 'adapted.safetensors'
 
-_PREPARED = 0.3  # approximate fraction of the time of a job
+# Approximate fractions of the time of a job that have passed after the preparation and after the training.
+_PREPARED = 0.3
 _TRAINED = 0.97
 _GRACE_S = 5.0  # for processes to end after a signal
 
@@ -42,10 +43,10 @@ class AdaptSettings:
     """Settings of a training.
 
     Attributes:
-        iterations: Training steps of one crop each.
-        learning_rate: The maximum; a quarter of that of the packaged model.
+        iterations: Number of training steps, each on one crop.
+        learning_rate: The maximum learning rate; a quarter of that with which the packaged model was trained.
         n_tokens: Maximum number of regions of a crop, as in the packaged model.
-        seed: For the order of crops and prompts.
+        seed: Random seed for the order of crops and for prompts.
     """
 
     iterations: int = 300
@@ -59,11 +60,11 @@ class JobState:
     """State of a job.
 
     Attributes:
-        stage: The stage, also of a stopped job.
+        stage: The stage; of a stopped job, the one in which it was stopped.
         is_running: True if its process runs.
         fraction: Fraction done, in [0, 1].
         text: One line for the user.
-        iterations: Training steps of the job; 0 before the start.
+        iterations: Number of all training steps of the job; 0 before the start.
         losses: The logged losses by training step, in ascending order; steps count from 1.
         problem: Why the process failed; None if it did not.
     """
@@ -81,7 +82,7 @@ class AdaptJob:
     """One training, in one folder; not tied to any thread or window.
 
     Args:
-        folder: Holds the crops in ``images`` and all other files of the job.
+        folder: Contains the crops in ``images`` and all other files of the job.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,7 +98,7 @@ class AdaptJob:
 
     @property
     def is_running(self) -> bool:
-        """True if the process that this object started runs."""
+        """True if the process that this object started is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, settings: AdaptSettings) -> None:
@@ -166,7 +167,7 @@ class AdaptJob:
         _end_group(self._process)
 
     def forget(self) -> None:
-        """Removes everything but the crops and their regions."""
+        """Removes the settings, state, log, checkpoints and result; keeps the crops and their regions."""
         for name in (RESULT, f'partial-{RESULT}', STATE, SETTINGS, LOG):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / TRAINING, ignore_errors=True)
@@ -206,7 +207,7 @@ class AdaptJob:
 
 
 def read_losses(work_dir: Path) -> dict[int, float]:
-    """The losses of a training by step, in ascending order; of repeated steps of a resumed training, the last."""
+    """The losses of a training by step, in ascending order; if a resumed training repeated a step, its last loss."""
     losses: dict[int, float] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text(encoding='utf-8').splitlines():

@@ -30,14 +30,14 @@ from unsam_mm.files import atomic_writer, write_json
 from unsam_mm.processes import available_cores
 
 _CHECK_PARENT_S = 2.0
-_CHECKPOINTS = 6  # of a training: a stop costs at most a sixth of it
+_CHECKPOINTS = 6  # in a training: a stopped one loses at most a sixth of its steps
 
 
 def adapt(folder: Path) -> None:
     """Trains on the crops in a folder and writes the weights there.
 
     Raises:
-        UnSAMError: If another process trains on them, or a step fails.
+        UnSAMError: If another process is training in the folder, or a step fails.
     """
     try:
         with FileLock(folder / LOCK).acquire(timeout=0):
@@ -47,17 +47,17 @@ def adapt(folder: Path) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Ends this process and its children when the parent process ends; not on Windows.
+    """Ends this process and its children when the parent process ends; has no effect on Windows.
 
     Args:
-        parent: Its number.
+        parent: Process ID of the parent.
     """
     if os.name == 'posix':
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def write_start(path: Path) -> None:
-    """Writes the packaged weights as a checkpoint for `load_from`.
+    """Writes the packaged weights as a checkpoint for the option `load_from` of MMEngine.
 
     Raises:
         WeightsError: If the package lacks them.
@@ -83,7 +83,7 @@ def _adapt(folder: Path, settings: AdaptSettings) -> None:
     latest = folder / TRAINING / 'latest.pth'
     if not latest.exists():
         _note(folder, Stage.PREPARING)
-        # One process with all threads: each process takes a gigabyte.
+        # Only one process, with all threads: each process needs about a gigabyte.
         _run(home, 'prepare_regions', config, '--workers', '1', '--cfg-options', *options)
         _note(folder, Stage.TRAINING)
         _run(home, 'train', config, '--work-dir', folder / TRAINING, '--resume', '--cfg-options', *options)
@@ -111,7 +111,7 @@ def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
         f'default_hooks.checkpoint.interval={max(settings.iterations // _CHECKPOINTS, 1)}',
         'default_hooks.logger.interval=5',
         'log_processor.window_size=20',
-        # All crops are for training: a validation set of so few is of no use.
+        # All crops are used for training: there are too few for a useful validation set.
         'train_dataloader.dataset.split=all',
         f'train_dataloader.{tokens_step}.store={tokens}',
         f'train_dataloader.{tokens_step}.n_tokens={settings.n_tokens}',
@@ -122,7 +122,7 @@ def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
 
 
 def _run(home: Path, tool: str, *arguments: object) -> None:
-    """Runs a script of tools/; its output goes to that of this process."""
+    """Runs a script in tools/; its output becomes part of the output of this process."""
     command = [sys.executable, str(home / 'tools' / f'{tool}.py'), *map(str, arguments)]
     n_threads = max(available_cores() - 1, 1)  # one core is left to the viewer
     status = subprocess.run(command, env={'OMP_NUM_THREADS': str(n_threads), **os.environ}, check=False).returncode

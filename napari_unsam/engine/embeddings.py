@@ -1,7 +1,7 @@
-"""Embeddings of planes on disk, by a hash of pixels and settings, so that no plane is analysed twice.
+"""Embeddings of planes on disk, named by a hash of pixels and settings, so that no plane is analysed twice.
 
-An entry is one file, named by its content. It is written atomically and never changes, so several sessions can share a folder
-without locks: two that save the same entry write the same file.
+An entry is one file. It is written atomically and never changes, so several sessions can share a folder without locks:
+two sessions that save the same entry write the same file.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from unsam_mm.files import remove_leftovers
 _KIND = 'plane'
 _SUFFIX = f'.{_KIND}.npz'
 _WINDOW_NAME = re.compile('[0-9a-f]{32}')
-_BLOCK_BYTES = 4_000_000  # read and hashed at once
+_BLOCK_BYTES = 4_000_000  # read and hashed at a time
 
 logger = logging.getLogger(__name__)
 
 
 def plane_key(pixels: LazyArray, settings: str) -> str:
-    """The key of an embedding: a hash of the plane's values, shape and dtype and of the settings.
+    """The key of an embedding: a hash of the values, shape and dtype of the plane, and of the settings.
 
     Args:
-        pixels: The plane as the engine gets it; read a few megabytes at a time.
-        settings: All else that the embedding depends on: engine, weights, version.
+        pixels: The plane as it is passed to the engine; it is read a few megabytes at a time.
+        settings: Everything else that the embedding depends on: the engine, its settings, the version.
 
     Returns:
         32 hexadecimal digits.
@@ -52,10 +52,10 @@ def plane_key(pixels: LazyArray, settings: str) -> str:
 
 
 class EmbeddingStore:
-    """Arrays by key, in files; the least recently used are deleted when space is short. Other files in its folders stay.
+    """Arrays in files, by key. Above a maximum size, the least recently used ones are deleted; other files are kept.
 
     Args:
-        folder: Made at the first `save`.
+        folder: Folder of the entries; created by the first `save`.
         max_bytes: Maximum size of all entries and windows on disk.
         windows: Folder of the windows of large planes, which `unsam_mm.prompting.TiledEngine` writes and never removes.
     """
@@ -69,11 +69,11 @@ class EmbeddingStore:
 
     @property
     def size_bytes(self) -> int:
-        """The size of all entries and windows on disk, with those of other sessions."""
+        """The size of all entries and windows on disk, including those of other sessions."""
         return sum(size for _, size, _ in self._entries())
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """The arrays of an entry, which counts as used now; None if there is none. A damaged entry is deleted."""
+        """The arrays of an entry, which is marked as used now; None if there is none. A damaged entry is deleted."""
         from unsam_mm.prompting.embedding_file import load_arrays
 
         path = self._path(key)
@@ -93,7 +93,7 @@ class EmbeddingStore:
 
         Args:
             key: See `plane_key`.
-            arrays: Of any shape and numeric dtype, by name; scalars come back with shape (1,).
+            arrays: Arrays of any shape and numeric dtype, by name; `load` returns scalars with shape (1,).
 
         Raises:
             StoreError: If the folder cannot be written or the disk is full.
@@ -108,14 +108,14 @@ class EmbeddingStore:
         self.trim()
 
     def used(self, window: Path) -> None:
-        """Marks a file of `windows` as used now."""
+        """Marks a file in `windows` as used now; the first use in this session also calls `trim`."""
         _touch(window)
         if window not in self._windows_used:
             self._windows_used.add(window)
             self.trim()
 
     def trim(self) -> None:
-        """Deletes the least recently used entries until the others fit, and leftovers of killed sessions."""
+        """Deletes the least recently used files until the rest fits, and temporary files of killed sessions."""
         entries = sorted(self._entries())
         excess = sum(size for _, size, _ in entries) - self.max_bytes
         for _, size, path in entries:
@@ -149,7 +149,8 @@ class StackReport:
     """The result of `embed_stack`.
 
     Attributes:
-        keys: Of the planes, in their order; equal planes have equal keys. Fewer than the planes if the store became full.
+        keys: Keys of the planes, in their order; equal planes have equal keys. If the store became full, the last ones
+            are missing.
         made: Number of planes analysed now; the others were stored before.
         stored: Number of planes that are in the store now.
     """
@@ -167,18 +168,18 @@ def embed_stack(
     progress: ProgressCallback = lambda fraction, text: None,
     on_stored: Callable[[int], None] = lambda number: None,
 ) -> StackReport:
-    """Analyses all planes of a stack that are not stored.
+    """Analyses and stores all planes of a stack that are not stored yet.
 
     Each plane is stored at once, so a run that was cancelled or killed continues where it stopped. If the store is too small
-    for the stack, the run ends once the first plane would be deleted.
+    for the stack, the run ends once the first plane has been deleted.
 
     Args:
         reads: Functions that return the pixels of one plane each; one plane is in memory at a time.
-        embed: Returns the arrays of one plane.
+        embed: Analyses the pixels of one plane and returns its arrays.
         settings: See `plane_key`.
         store: The store.
         progress: Called with the progress; an exception raised inside stops the work.
-        on_stored: Called with the number of each plane, counted from 0, once it is stored.
+        on_stored: Called with the index of each plane once it is stored.
 
     Raises:
         StoreError: If an embedding cannot be stored.
@@ -190,7 +191,7 @@ def embed_stack(
         pixels = read()
         key = plane_key(pixels, settings)
         keys.append(key)
-        # `load` also finds damage, and counts as a use, so that planes of this stack are deleted last.
+        # `load` also detects damage, and marks the entry as used, so that planes of this stack are deleted last.
         if store.load(key) is None:
             store.save(key, embed(pixels, inner))
             made += 1

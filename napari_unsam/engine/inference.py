@@ -1,8 +1,8 @@
 """The one thread in which models run.
 
-One long-lived thread, because torch keeps a pool of workers for each calling thread and builds it again in every
-short-lived one. Jobs wait in lanes: a new job replaces the older one of its lane and of no other. When a job reports its
-progress, waiting jobs of more urgent lanes are done first, so a click is answered during a long propagation.
+It is one long-lived thread, because torch keeps a pool of workers for each calling thread and would build it again in
+every short-lived one. Jobs wait in lanes: a new job replaces the older job of the same lane only. When a job reports
+its progress, waiting jobs of more urgent lanes are done first, so a click is answered during a long propagation.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from psygnal import Signal
 from unsam_mm.errors import UnSAMError, explained
 
 ProgressCallback = Callable[[float, str], None]
+"""Called with the fraction done, in [0, 1], and a text; may raise an exception to stop the work."""
 Deliver = Callable[[Callable[[], None]], None]
+"""Runs a function, usually in another thread."""
 
-_PROGRESS_INTERVAL_S = 0.03  # more frequent reports would only keep the receiving thread busy
-_EXIT_S = 5.0  # the application waits this long at its end: compiled code cannot be interrupted
+_PROGRESS_INTERVAL_S = 0.03  # more frequent reports would only slow the receiving thread down
+_EXIT_S = 5.0  # maximum wait when the application exits: compiled code cannot be interrupted
 _LISTENER: ContextVar[ProgressCallback | None] = ContextVar('listener', default=None)
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class JobCancelled(Exception):
 
 @contextmanager
 def reporting(progress: ProgressCallback) -> Iterator[None]:
-    """In the block and in this thread, `report_progress` calls `progress`."""
+    """Makes `report_progress` call `progress`, within the block and in this thread."""
     token = _LISTENER.set(progress)
     try:
         yield
@@ -61,12 +63,15 @@ def report_progress(fraction: float, message: str) -> None:
 
 
 def part_of(progress: ProgressCallback, number: int, count: int, name: str = '') -> ProgressCallback:
-    """The callback for one of `count` equal parts of a job, counted from 0."""
+    """The callback for part `number`, counted from 0, of `count` equal parts of a job; its texts begin with `name`."""
     return lambda fraction, text: progress((number + fraction) / count, f'{name}{text}')
 
 
 class Lane(IntEnum):
-    """How urgent a job is, the most urgent first."""
+    """How urgent a job is, the most urgent first.
+
+    In this order: masks for prompts, the analysis of a plane, short jobs, long jobs, jobs for idle times.
+    """
 
     CLICK = 0
     PLANE = 1
@@ -90,12 +95,12 @@ class _Job:
 class InferenceThread:
     """Runs jobs in its own thread, one at a time.
 
-    A job replaces the previous one of its lane, except tasks: tasks of different names wait for each other. A job counts as
-    running until its result is delivered.
+    A job replaces the previous job of its lane, except in the lane of tasks: tasks with different names run one after
+    the other. A job counts as running until its result is delivered.
 
     Args:
-        deliver: Runs a function in the thread of the callbacks, for example the GUI's. All methods are called in that thread,
-            and the signals are emitted there.
+        deliver: Runs a function in the thread of the callbacks, for example that of the GUI. All methods are called in
+            that thread, and the signals are emitted there.
 
     Attributes:
         changed: Emitted when a job started or ended.
@@ -111,7 +116,7 @@ class InferenceThread:
         self._deliver = deliver
         self._waiting: dict[Lane, _Job] = {}
         self._latest: dict[Lane, _Job] = {}  # waits, runs, or its result is being delivered
-        self._tasks: dict[str, _Job] = {}  # waiting for the current task, by name, in their order
+        self._tasks: dict[str, _Job] = {}  # wait for the current task; by name, in the order of their start
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -141,7 +146,7 @@ class InferenceThread:
             work: Called in the inference thread with a callback for the progress, which raises `JobCancelled` once the job
                 is cancelled.
             on_done: Called with the result of `work`; may raise UnSAMError, as `work` may.
-            on_failed: Called with one line for the user if one of them fails.
+            on_failed: Called with one line for the user if `work` or `on_done` fails.
         """
         job = _Job(lane, name, work, on_done, on_failed)
         if lane is Lane.TASK and self.name(lane) not in (None, name):
@@ -162,7 +167,7 @@ class InferenceThread:
             self.changed.emit()
 
     def close(self, timeout_s: float = 0.0) -> bool:
-        """Stops the jobs and the thread; returns whether the thread ended within the timeout."""
+        """Stops the jobs and the thread; returns True if the thread ended within the timeout."""
         self._tasks.clear()
         with self._wake:
             for lane in Lane:
@@ -179,7 +184,7 @@ class InferenceThread:
             self._cancel_lane(job.lane)
             self._waiting[job.lane] = self._latest[job.lane] = job
             if self._thread is None:
-                # A daemon: a running model cannot keep a closed application alive.
+                # A daemon thread, so that a running model does not keep a closed application alive.
                 self._thread = threading.Thread(target=self._run, name='unsam-inference', daemon=True)
                 self._thread.start()
                 atexit.register(_end, weakref.ref(self))
@@ -214,13 +219,13 @@ class InferenceThread:
             return
         except UnSAMError as error:
             failure = str(error)
-        except Exception as error:  # the thread goes on after any failure of a model or a file
+        except Exception as error:  # no failure of a model or a file ends the thread
             logger.exception('a job of the inference thread failed')
             failure = explained(error)
         self._deliver(partial(self._ended, job, result, failure))
 
     def _ended(self, job: _Job, result: Any, failure: str | None) -> None:
-        if job.cancelled.is_set():  # while its result was delivered
+        if job.cancelled.is_set():  # cancelled while its result was being delivered
             return
         with self._wake:
             del self._latest[job.lane]
@@ -270,7 +275,7 @@ class InferenceThread:
 
 
 def _end(thread: weakref.ref[InferenceThread]) -> None:
-    """Ends the thread before the interpreter does, which would abort the process."""
+    """Ends the thread before the interpreter exits; a thread that still runs then would abort the process."""
     if (alive := thread()) is not None:
         alive.close(_EXIT_S)
 
@@ -284,7 +289,7 @@ class InferenceSettings:
         device: 'cpu', 'cuda' or another torch device; 'auto' is CUDA if there is one, else the CPU.
         threads: Number of CPU threads; 0 is the default of torch.
         store: Folder of the embeddings of planes; None stores nothing.
-        store_gb: Maximum size of that folder.
+        store_gb: Maximum size of the files in that folder in GB (1e9 bytes).
     """
 
     engine: str = 'model'

@@ -1,4 +1,4 @@
-"""Analysed planes: in memory, on disk, and the engines that analyse them."""
+"""Analysed planes in memory and on disk, and the engines that analyse them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ MAX_MASKS = 6
 """Maximum number of masks for a prompt."""
 
 _TILE_PX = 1024
-_MAX_WINDOWS = 8  # of 40 to 80 MB each
-_CACHED_PX = 64_000_000  # of all planes in memory: about 15 bytes a pixel
-_STEPS_PER_DECADE = 8  # a step of the wheel is this part of a factor of ten in area, on planes in windows
-_SPECK_HW = (16, 128)  # the ViT scales images to one long side, so a narrow one is fast
+_MAX_WINDOWS = 8  # in memory, 40 to 80 MB each
+_CACHED_PX = 64_000_000  # limit for all planes in memory, which need about 15 bytes per pixel
+_STEPS_PER_DECADE = 8  # steps of the wheel for a factor of ten in area, on planes in windows
+_SPECK_HW = (16, 128)  # the ViT scales every image to the same longer side, so a narrow image is fast
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
 _NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
 _TORCH_LIBRARIES = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # the largest one, on Linux and macOS
@@ -53,8 +53,8 @@ class EmbeddedPlane:
     """One analysed plane.
 
     Args:
-        engine: The engine with the embedding of the plane; must not be used for another.
-        hierarchy: Of the plane; None if the plane is analysed in windows, which have one each.
+        engine: An engine that contains the embedding of the plane; it must not be used for another plane.
+        hierarchy: The region trees of the plane; None if it is analysed in windows, which have their own.
     """
 
     def __init__(self, engine: Engine, hierarchy: MaskHierarchy | None) -> None:
@@ -70,7 +70,7 @@ class EmbeddedPlane:
 
     @property
     def cached_px(self) -> int:
-        """Number of pixels that it holds in memory."""
+        """Number of pixels in memory; for planes in windows, the maximum."""
         return int(np.prod(self.size_hw)) if self.hierarchy is not None else _MAX_WINDOWS * _TILE_PX**2
 
     def answer(
@@ -88,9 +88,9 @@ class EmbeddedPlane:
             points_xy: (N, 2) pixels, x before y.
             labels: (N,) 1 for positive, 0 for negative points.
             box_xyxy: (4,) pixels.
-            area_px: Return only the mask of the nearest area.
+            area_px: If given, only the mask whose area is nearest to this area in pixels is returned.
             mask: Mask input: (H, W) bool, or (256, 256) float logits.
-            max_masks: Maximum number; 1 is faster if the plane is analysed in windows.
+            max_masks: Maximum number of masks; 1 is faster if the plane is analysed in windows.
 
         Raises:
             UnSAMError: If there is neither a positive point nor a box, or something lies outside the plane.
@@ -108,15 +108,15 @@ class EmbeddedPlane:
         else:
             granularity = None if area_px is None else float(area_granularity(area_px, np.prod(self.size_hw)))
             masks, scores = self._engine.answer(prompt, max_masks > 1, granularity)
-            order = np.argsort(-scores, kind='stable')  # the engine 'tree' gives the smallest first
+            order = np.argsort(-scores, kind='stable')  # the engine 'tree' returns the smallest mask first
             crops, scores = [MaskCrop.from_mask(masks[i]) for i in order], scores[order]
         found = [(crop, float(score)) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
         return [self._box_mask(crop, score) for crop, score in found[:max_masks]]
 
     def beyond(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
-        """The next larger mask for a prompt than an area for positive steps, the next smaller one for negative steps, if any.
+        """The next mask for a prompt that is larger than an area (positive steps) or smaller (negative steps), if any.
 
-        For planes in windows, which have no tree; call it in the inference thread.
+        For prompts without nodes of a tree, as on planes in windows; call it in the inference thread.
         """
         wanted_px: float = area_px
         while 1 <= wanted_px <= np.prod(self.size_hw):
@@ -130,7 +130,7 @@ class EmbeddedPlane:
     def chain(
         self, points_xy: np.ndarray | None, labels: np.ndarray | None, box_xyxy: np.ndarray | None = None
     ) -> np.ndarray:
-        """(K,) nodes of the main tree that agree with a prompt, else those under its first positive click, finest first."""
+        """(K,) nodes of the main tree that agree with a prompt, or else with its first positive point, finest first."""
         from unsam_mm.prompting import candidate_nodes
 
         if self.hierarchy is None:
@@ -148,7 +148,7 @@ class EmbeddedPlane:
 
 
 Embed = Callable[[Target, ProgressCallback], EmbeddedPlane]
-"""Analyses a plane; called in the inference thread. The callback raises to stop it."""
+"""Analyses a plane; called in the inference thread. The progress callback raises an exception to stop it."""
 
 
 class PlaneCache:
@@ -156,7 +156,7 @@ class PlaneCache:
 
     Args:
         embedder: Analyses a plane.
-        max_px: Limit of the pixels of all planes.
+        max_px: Maximum number of pixels of all planes; the latest plane always stays.
     """
 
     def __init__(self, embedder: Embed, max_px: int = _CACHED_PX) -> None:
@@ -167,12 +167,12 @@ class PlaneCache:
         self._n_cleared = 0
 
     def version(self, source: Hashable) -> int:
-        """How often the planes of an image were dropped: a plane read before is outdated."""
+        """How often the planes of an image were dropped; a plane that was read at a lower number is outdated."""
         with self._lock:
             return self._versions[source] + self._n_cleared
 
     def get(self, target: Target | None) -> EmbeddedPlane | None:
-        """A plane, if it is in memory."""
+        """A plane; None if it is not in memory."""
         with self._lock:
             if target in self._planes:
                 self._planes.move_to_end(target)
@@ -204,7 +204,7 @@ class PlaneCache:
             self._planes.clear()
 
     def forget_source(self, source: Hashable) -> None:
-        """Drops all planes of an image."""
+        """Drops all planes of an image, also those that are being analysed."""
         with self._lock:
             self._versions[source] += 1
             for target in [target for target in self._planes if target.source == source]:
@@ -246,8 +246,8 @@ class PlaneEmbedder:
         """Analyses planes that are not stored, and stores them; see `embed_stack`.
 
         Raises:
-            UnSAMError: If there is no store, or the planes are analysed in windows.
-            StoreError: If the disk is full.
+            UnSAMError: If there is no store, or a plane is analysed in windows or cannot be segmented.
+            StoreError: If an embedding cannot be stored.
         """
         if self._store is None:
             raise UnSAMError(self._no_store)
@@ -265,13 +265,13 @@ class PlaneEmbedder:
         return embed_stack(reads, embed, self._signature(), self._store, progress, on_stored)
 
     def use_weights(self, path: Path | None) -> None:
-        """Uses other weights of the model from now on; None: those of the package. Call it in the inference thread.
+        """Uses other weights of the model from now on, None for those of the package; call it in the inference thread.
 
         Stored embeddings do not depend on these weights.
 
         Raises:
             UnSAMError: If the engine is not 'model'.
-            WeightsError: If the file cannot be read or is of another model.
+            WeightsError: If the file cannot be read or belongs to another model.
         """
         if self._settings.engine != 'model':
             raise UnSAMError(
@@ -363,7 +363,7 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
     Args:
         name: 'model' or 'tree'.
         device: Torch device.
-        weights: Of the model; by default those of the package.
+        weights: File with the weights of the model; by default those of the package. Not used by 'tree'.
 
     Raises:
         UnSAMError: If there is no such engine.
@@ -377,7 +377,7 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
         raise UnSAMError(
             f'the engine must be one of {", ".join(ENGINES)}, got {name!r}; see the preferences of the plugin'
         )
-    # Engines pass no callback to generators and tokenizers.
+    # Engines pass no progress callback to generators and tokenizers, so it is bound here.
     if name == 'tree':
         generator = PseudoMaskGenerator.from_preset('default', device=device)
         reporting_generator = partial(generator, progress=report_progress)
@@ -401,8 +401,8 @@ def make_engine(name: str, device: str, weights: Path | None = None) -> Engine:
 def import_torch() -> ModuleType:
     """Imports torch, without blocking other threads while its largest library is loaded.
 
-    An import holds the GIL for about half a second while the system links that library of 400 MB. `dlopen` does not, and the
-    import then finds the library loaded. If there is no such file, this is a plain import.
+    An import holds the GIL for about half a second while the system links that library of 400 MB. A call of `dlopen`
+    through ctypes does not, and the import then finds the library loaded. Without such a file, this is a plain import.
     """
     spec = find_spec('torch')
     for name in _TORCH_LIBRARIES if spec is not None and os.name == 'posix' else ():

@@ -13,7 +13,7 @@ PLUGIN = 'unsam_mm'
 
 
 def inference() -> InferenceSettings:
-    """The settings of inference; the defaults if the plugin is not registered with napari."""
+    """The settings of inference in the preferences; the defaults if the plugin is not registered with napari."""
     try:
         chosen = get_plugin_settings(PLUGIN).inference
     except KeyError:
@@ -29,7 +29,7 @@ def inference() -> InferenceSettings:
 
 
 def autosave_folder() -> Path:
-    """The folder of autosaved work, whatever the preferences say."""
+    """The folder of autosaved work, which does not depend on the preferences."""
     return default_store() / 'autosave'
 
 
@@ -47,7 +47,7 @@ def wants_hint() -> bool:
 
 
 def dismiss_hint() -> None:
-    """Never shows the hint again."""
+    """Saves in the preferences that the hint is not to be shown again."""
     try:
         get_plugin_settings(PLUGIN).help.hint = False
     except KeyError:

@@ -12,7 +12,7 @@ from unsam_mm.masks.granularity import granularity_area, nearest_area
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 NO_NODES = np.empty(0, np.int64)
-_MIN_AREA_RATIO = 1.02  # of two masks: a smaller step would hardly be visible
+_MIN_AREA_RATIO = 1.02  # of the areas of two masks: a smaller step would hardly be visible
 
 
 class Selection(NamedTuple):
@@ -30,15 +30,17 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masks that an engine predicted for a prompt, the nested regions of the main tree under it, and the shown mask.
+    """The predicted masks for a prompt, the nested regions of the main tree under it, and the shown mask.
+
+    The methods that show another mask return new candidates.
 
     Attributes:
         masks: The predicted masks by increasing area.
-        position: Index into `masks` of the shown mask, unless another field names it.
+        position: Index of the shown mask in `masks`, unless `chain_index` or `exact` is set.
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
-        hierarchy: Of the plane; None if there is no chain.
-        chain_index: Index into `chain` of the shown region; None if no region is shown.
-        exact: The shown mask that was searched by its size; None if no such mask is shown.
+        hierarchy: The region trees of the plane; None if the plane is analysed in windows.
+        chain_index: Index of the shown region in `chain`; None if no region is shown.
+        exact: The shown mask if it is in neither `masks` nor `chain`, such as one searched by its size; else None.
     """
 
     masks: tuple[BoxMask, ...] = ()
@@ -72,7 +74,7 @@ class Candidates:
 
     @property
     def selection(self) -> Selection:
-        """Which mask is shown; without a tree the mask itself, since more masks may be added later."""
+        """Which mask is shown; without a tree the mask itself, since masks that are added later change positions."""
         if self.hierarchy is None:
             return Selection(0, None, self.shown)
         return Selection(self.position, self.chain_index, self.exact)
@@ -95,7 +97,10 @@ class Candidates:
         return self
 
     def stepped_in_chain(self, steps: int) -> Candidates:
-        """Shows another region of the chain, a coarser one for positive steps; starts at the one of the nearest area."""
+        """Shows another region of the chain, a coarser one for positive steps.
+
+        If no region is shown, the steps are counted from the region whose area is nearest to that of the shown mask.
+        """
         start = self.chain_index
         if start is None:
             start = nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
@@ -107,7 +112,7 @@ class Candidates:
         return replace(self, chain_index=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
 
     def with_exact(self, mask: BoxMask) -> Candidates:
-        """Shows a mask that was searched by its size."""
+        """Shows a mask that is not one of the candidates, such as one that was searched by its size."""
         return replace(self, chain_index=None, exact=mask)
 
     def with_selection(self, selection: Selection) -> Candidates:
@@ -117,7 +122,7 @@ class Candidates:
         return replace(self, **selection._asdict())
 
     def still_showing(self, shown: BoxMask) -> Candidates:
-        """Shows a mask of earlier candidates: the equal one of `masks`, else the mask itself."""
+        """Shows a mask of earlier candidates: the one of `masks` with its box and area, else the mask itself."""
         for position, mask in enumerate(self.masks):
             if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px:
                 return replace(self, position=position, chain_index=None, exact=None)

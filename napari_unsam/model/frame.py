@@ -1,7 +1,8 @@
 """The frame of an image: the coordinates of prompts, planes and objects, and the transform of their layers.
 
-It is the data coordinates of the image, but an axis of channels has length 1 and extends over all channels. So an object
-belongs to all channels, and is shown at each slider position of that axis.
+Its coordinates are the data coordinates of the image layer, except along a channel axis: that axis has length 1, and
+its only pixel spans all channels. So an object belongs to all channels, and is shown at each slider position of
+that axis.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TRANSFORM = ('scale', 'translate', 'rotate', 'shear', 'affine', 'units', 'axis_labels')
 """The properties of a layer that define its transform."""
 
-_MAX_CHANNELS = 16  # a longer axis is hardly one of channels
+_MAX_CHANNELS = 16  # a longer axis is unlikely to be a channel axis
 _MAX_CHOSEN = 3
 
 
@@ -33,8 +34,8 @@ class Channels:
     """The channels of an image that the model sees.
 
     Attributes:
-        axis: The axis of the layer that holds the channels.
-        chosen: One to three indices along it; three are red, green and blue.
+        axis: The channel axis of the layer.
+        chosen: One to three indices along it: one is grey, two are red and green, three are red, green and blue.
 
     Raises:
         ImageError: If there are none or more than three.
@@ -52,10 +53,10 @@ class LayerChannels:
     """Layers that the model sees as the channels of one image, each at its own contrast limits; colormaps are not used.
 
     Attributes:
-        layers: One to three; three are red, green and blue.
+        layers: One to three: one is grey, two are red and green, three are red, green and blue.
 
     Raises:
-        ImageError: If there are none or more than three, or they are not aligned.
+        ImageError: If there are none or more than three, if one is an RGB image, or if they are not aligned.
     """
 
     layers: tuple[Image, ...]
@@ -69,12 +70,12 @@ class LayerChannels:
 
     @property
     def axis(self) -> None:
-        """None: no axis of the layers holds channels."""
+        """None: the layers have no channel axis."""
         return None
 
 
 def layers_of(channels: Channels | LayerChannels | None) -> tuple[Image, ...]:
-    """The layers that are channels; none if channels lie along an axis."""
+    """The layers that are the channels; empty if the channels lie along an axis, or if there are none."""
     return channels.layers if isinstance(channels, LayerChannels) else ()
 
 
@@ -82,7 +83,7 @@ def check_aligned(image: Image, other: Image) -> None:
     """Checks that two layers have the same shape and transform.
 
     Raises:
-        ImageError: If they have not.
+        ImageError: If the shapes or transforms differ.
     """
     names, shapes = [f'"{layer.name}"' for layer in (image, other)], []
     for layer in (image, other):
@@ -99,19 +100,19 @@ def check_aligned(image: Image, other: Image) -> None:
 
 
 def channel_axes(image: Image) -> list[int]:
-    """The axes of a layer that may hold channels: short ones before the last two."""
+    """The axes of a layer that may be channel axes: those of 2 to 16 pixels, without the last two axes."""
     shape = full_resolution(image).shape[: image.ndim]
     return [axis for axis, length in enumerate(shape[:-2]) if 2 <= length <= _MAX_CHANNELS]
 
 
 def axis_label(image: Image, axis: int) -> str | None:
-    """The label of an axis; None if it is the default of napari, a number."""
+    """The label of an axis; None if it is napari's default, a number."""
     label = str(image.axis_labels[axis])
     return None if label.lstrip('-').isdigit() else label
 
 
 def labelled_channels(image: Image) -> Channels | None:
-    """The first channel of the axis with a label such as 'c' or 'channel', if there is one."""
+    """The first channel along the axis with a label such as 'c' or 'channel'; None if there is no such axis."""
     for axis in channel_axes(image):
         if str(image.axis_labels[axis]).lower() in ('c', 'ch', 'channel', 'channels'):
             return Channels(axis)
@@ -124,7 +125,7 @@ def _check_count(chosen: Sequence[object]) -> None:
 
 
 def full_resolution(image: Image) -> Any:
-    """The array of an image layer, the finest of a pyramid."""
+    """The array of an image layer; of a pyramid, the array at full resolution."""
     return image.data[0] if image.multiscale else image.data
 
 
@@ -133,9 +134,9 @@ class Frame:
 
     Args:
         image: The layer.
-        channels: Its channels.
-        world_units: Of the axes of the viewer, see its `dims`; by default those of the image. napari uses the smallest units
-            of all layers.
+        channels: The channels of the image; only a channel axis changes the frame.
+        world_units: Units of the axes of the viewer, `viewer.dims.units`, which are the smallest units of all layers;
+            by default the units of the image.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class Frame:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape in pixels."""
+        """Shape in pixels; a channel axis has length 1."""
         shape = list(full_resolution(self.image).shape[: self.image.ndim])
         if self.channels is not None:
             shape[self.channels.axis] = 1
@@ -169,10 +170,10 @@ class Frame:
             )
 
     def transform(self, origin: Sequence[float] | None = None) -> dict[str, Any]:
-        """The `TRANSFORM` of a layer in the frame.
+        """The `TRANSFORM` properties of a layer whose pixels are those of the frame.
 
         Args:
-            origin: Position of its first pixel in the frame; by default the first pixel of the image.
+            origin: Position of the first pixel of the layer in the frame; by default the first pixel of the image.
         """
         image = self.image
         origin = np.zeros(image.ndim) if origin is None else origin
@@ -184,7 +185,7 @@ class Frame:
         }
 
     def to_data(self, world: Sequence[float]) -> tuple[float, ...]:
-        """The position in the frame of a position in the world."""
+        """Converts a position in the world to the frame; of a longer position, the last axes are used."""
         ndim = self.image.ndim
         # napari pads with zeros if a layer has more axes than the world.
         world = np.concatenate([np.zeros(ndim), world])[-ndim:]
@@ -193,14 +194,14 @@ class Frame:
         return tuple(position.tolist())
 
     def to_world(self, position: Sequence[float]) -> np.ndarray:
-        """(N,) the position in the world, for the axes of the image, of a position in the frame."""
+        """Converts a position in the frame to the world: (N,) floats, one for each axis of the image."""
         return np.asarray(self.image.data_to_world(self._to_layer(position))) / self._world_unit
 
     def displayed(self, dims: Dims) -> tuple[int, int]:
         """The two axes of the image that a 2D view shows, ascending.
 
         Raises:
-            ImageError: If the view is 3D, or shows an axis that the image lacks or that holds its channels.
+            ImageError: If the view is 3D, or shows an axis that the image lacks or its channel axis.
         """
         if dims.ndisplay != 2:
             raise ImageError('The view is 3D; switch to 2D to click on a plane.')
@@ -213,20 +214,20 @@ class Frame:
 
     @property
     def _pixel_size(self) -> np.ndarray:
-        """(N,) the size of a pixel of the frame in pixels of the layer."""
+        """(N,) size of a pixel of the frame in pixels of the layer."""
         size = np.ones(self.image.ndim)
         if self.channels is not None:
             size[self.channels.axis] = full_resolution(self.image).shape[self.channels.axis]
         return size
 
     def _to_layer(self, position: Sequence[float]) -> np.ndarray:
-        """(N,) the data coordinates of the layer of a position in the frame."""
+        """Converts a position in the frame to (N,) data coordinates of the layer."""
         size = self._pixel_size
         return np.asarray(position, float) * size + (size - 1) / 2
 
     @property
     def _world_unit(self) -> np.ndarray:
-        """(N,) the unit of each axis of the world in the unit of the image."""
+        """(N,) the viewer's unit of each image axis, as a multiple of the image's unit."""
         units, world_units = self.image.units, self._world_units
         if world_units is None or len(world_units) < len(units):
             return np.ones(len(units))

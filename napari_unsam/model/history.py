@@ -27,7 +27,7 @@ class Action(Protocol):
     name: str
 
     def do(self) -> None:
-        """Does the action, also after an `undo`."""
+        """Does the action, for the first time or again after `undo`."""
 
     def undo(self) -> None:
         """Restores the state before `do`."""
@@ -78,11 +78,11 @@ class ActionGroup:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all of them in bytes."""
+        """Memory of all actions in bytes."""
         return sum(map(_nbytes, self._actions))
 
     def do(self) -> None:
-        """Does all of them; if one fails, the previous ones are undone."""
+        """Does all actions; if one fails, the previous ones are undone."""
         done: list[Action] = []
         try:
             for action in self._actions:
@@ -94,21 +94,21 @@ class ActionGroup:
             raise
 
     def undo(self) -> None:
-        """Undoes them, the last one first."""
+        """Undoes all actions, the last one first."""
         for action in reversed(self._actions):
             action.undo()
 
 
 class ActionHistory:
-    """Actions to undo and redo. The oldest ones are dropped beyond the limits, but never the last one.
+    """Actions to undo and redo. Beyond the limits, the oldest ones are dropped, but never the last one.
 
     Args:
-        max_actions: Limit in actions.
-        max_bytes: Limit of their memory.
+        max_actions: Maximum number of actions that can be undone.
+        max_bytes: Maximum memory of these actions in bytes.
 
     Attributes:
         is_cut: True if actions were dropped.
-        is_busy: True while an action is done or undone and until `changed` is emitted, for other threads.
+        is_busy: True while an action is done or undone, until `changed` has been emitted; for other threads.
     """
 
     changed = Signal()
@@ -161,7 +161,7 @@ class ActionHistory:
         return self._move(self._undone, self._done, 'do')
 
     def clear(self) -> None:
-        """Drops all actions; nothing is undone."""
+        """Drops all actions without undoing them."""
         self._done.clear()
         self._undone.clear()
         self.is_cut = False
@@ -181,7 +181,7 @@ class ActionHistory:
     def _move(self, source: list[Action], target: list[Action], how: str) -> str | None:
         if not source:
             return None
-        # Removed first: an action that fails must not block those before it.
+        # Removed first: an action that fails must not block the actions before it.
         action = source.pop()
         self.is_busy = True
         try:

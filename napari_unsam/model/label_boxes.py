@@ -12,7 +12,7 @@ Slices = tuple[slice, ...]
 """A box of an array: one slice for each axis, with integer start and stop."""
 
 MAX_AXES = 6
-"""Of objects: positions, time, channels, depth, rows and columns."""
+"""Maximum number of axes of objects: positions, time, channels, depth, rows and columns."""
 
 _BLOCK_VOXELS = 1 << 24
 
@@ -28,7 +28,7 @@ class LazyArray(Protocol):
 
 
 def around(first: Slices | None, second: Slices) -> Slices:
-    """The smallest box around two boxes; the second if the first is None."""
+    """The smallest box that contains two boxes; the second box if the first is None."""
     if first is None:
         return tuple(second)
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
@@ -47,7 +47,7 @@ def blocks(shape: Sequence[int], max_voxels: int = _BLOCK_VOXELS) -> Iterator[Sl
 
 
 def object_boxes(labels: LazyArray) -> dict[int, Slices]:
-    """The bounding box of each label but 0, in ascending order; the array is read once, block by block."""
+    """The bounding box of each label except 0, in ascending order of labels; the array is read once, block by block."""
     boxes: dict[int, Slices] = {}
     for block in blocks(labels.shape):
         for label, box in boxes_in(np.asarray(labels[block])):
@@ -59,7 +59,7 @@ def object_boxes(labels: LazyArray) -> dict[int, Slices]:
 
 
 def boxes_in(block: np.ndarray) -> Iterator[tuple[int, Slices]]:
-    """The bounding box of each label but 0 in an integer array, in ascending order; labels of any size are fast."""
+    """The labels of an integer array except 0, in ascending order, each with its bounding box; fast for any label."""
     if block.size == 0:
         return
     if block.min() >= 0 and block.max() <= block.size:

@@ -1,4 +1,4 @@
-"""Masks of a plane, each in its bounding box."""
+"""Masks of a plane, each stored within its bounding box."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from unsam_mm.masks.ops import extent
 from unsam_mm.masks.rle import decode_crop
 
 Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels of the plane; right and bottom edges exclusive."""
 
 
 @dataclass(frozen=True, eq=False)
 class BoxMask:
-    """A mask of a plane in its bounding box.
+    """A mask of a plane, stored within its bounding box.
 
     Attributes:
         box_xyxy: The box in pixels of the plane; right and bottom edges exclusive.
         mask: (height, width) bool, the mask within the box.
         granularity: In [0, 1], see `unsam_mm.masks.granularity`; 1 is the whole plane.
         score: In [0, 1].
-        node: The equal node of the main tree of the plane; None if there is none.
+        node: The node of the main tree of the plane with the same pixels; None if there is none.
     """
 
     box_xyxy: Box
@@ -37,7 +38,10 @@ class BoxMask:
 
     @classmethod
     def of(cls, mask: np.ndarray, top: int = 0, left: int = 0) -> BoxMask:
-        """The tight crop of an (h, w) bool mask that begins at (top, left) of the plane; `EMPTY` if it has no pixel."""
+        """Crops an (h, w) bool mask whose first pixel is at (top, left) of the plane; `EMPTY` if no pixel is set.
+
+        The granularity and the score of the new mask are 0.
+        """
         y0, y1, x0, x1 = extent(mask)
         if y0 == y1:
             return EMPTY
@@ -77,7 +81,7 @@ class BoxMask:
         return self.area_px == other.area_px == self.intersection(other)
 
     def without(self, others: Iterable[BoxMask]) -> BoxMask:
-        """The mask without the pixels of others; itself if they share none."""
+        """The mask without the pixels of other masks; the same object if they share no pixel."""
         mask = self.mask
         for other in others:
             x0, y0, x1, y1 = _shared_box(self.box_xyxy, other.box_xyxy)
@@ -90,7 +94,7 @@ EMPTY = BoxMask((0, 0, 0, 0), np.zeros((0, 0), bool))
 
 
 def _shared_box(one: Box, other: Box) -> Box:
-    """The intersection of two boxes; its edges are in the wrong order if it is empty."""
+    """The intersection of two boxes; if it is empty, right <= left or bottom <= top."""
     return max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])
 
 
@@ -114,10 +118,10 @@ def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
 
 
 def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> BoxMask:
-    """A mask that an engine predicted, with the equal node of the main tree, if there is one.
+    """A mask that an engine predicted, with the node of the main tree that has the same pixels, if there is one.
 
     Args:
-        hierarchy: Of the plane.
+        hierarchy: The region trees of the plane.
         mask: (h, w) bool mask within its bounding box, not empty.
         left: First column of the box.
         top: First row of the box.
@@ -134,15 +138,15 @@ def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, 
 
 
 def free_parts(masks: Iterable[BoxMask], taken: np.ndarray, min_free: float) -> Iterator[tuple[int, BoxMask]]:
-    """The free pixels of each mask; masks with too few are skipped.
+    """The free pixels of each mask; masks with too few free pixels are skipped.
 
     Args:
         masks: In the order of their priority.
-        taken: (H, W) bool pixels that are not free; those of the masks are added.
+        taken: (H, W) bool, True for pixels that are not free; the pixels of each yielded mask are added in place.
         min_free: Minimum share of a mask that has to be free, in [0, 1].
 
     Yields:
-        The number of the mask, counted from 0, and its free pixels.
+        The index of the mask, and its free pixels in the same box.
     """
     for number, mask in enumerate(masks):
         taken_here = taken[mask.slices]
@@ -161,7 +165,7 @@ def draw_disjoint(masks: MaskSet, max_taken: float = 0.2) -> tuple[np.ndarray, l
 
     Returns:
         labels: (H, W) uint32; 0 is background.
-        drawn: The number of the mask of each label, in the order of labels.
+        drawn: The index of the mask of each label, in the order of labels.
     """
     labels = np.zeros(masks.size_hw, np.uint32)
     drawn: list[int] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# The Okabe-Ito colours that clicks do not use, then tints; none is dark, so that objects are visible on dark images.
+# The Okabe-Ito colours, then lighter tints. Black is left out, since it is invisible on dark images, and yellow, which
+# is the colour of previews. The colours of clicks come last before the tints.
 OBJECT_COLOURS = (
     '#56b4e9',
     '#e69f00',
@@ -18,6 +19,6 @@ OBJECT_COLOURS = (
 
 
 def label_rgb(label: int) -> tuple[int, int, int]:
-    """The colour of a positive label in the viewer: red, green and blue, 0 to 255."""
+    """The colour of a positive label in the viewer: red, green and blue, from 0 to 255."""
     colour = OBJECT_COLOURS[(label - 1) % len(OBJECT_COLOURS)]
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -13,15 +13,15 @@ import numpy as np
 from napari_unsam.model.label_boxes import LazyArray, Slices, blocks
 
 Counts = Mapping[int, int]
-"""Number of pixels by label; negative for pixels lost."""
+"""Number of pixels by label; in the counts of a change, negative for labels that lose pixels."""
 
-_ZLIB_LEVEL = 1  # the fastest; masks of objects still shrink by a factor of 100
-_MAX_BINS = 1 << 20  # smaller labels are counted in bins, ten times as fast as by sorting
+_ZLIB_LEVEL = 1  # the fastest; masks of objects still become 100 times smaller
+_MAX_BINS = 1 << 20  # arrays of smaller labels are counted with bincount, ten times as fast as by sorting
 
 
 @dataclass(frozen=True, eq=False)
 class _Values:
-    """The labels of changed pixels in C order, compressed: one number if all are equal."""
+    """The labels of changed pixels in C order: compressed, or one number if all are equal."""
 
     packed: int | bytes
     dtype: np.dtype
@@ -33,7 +33,7 @@ class _Values:
         return cls(int(first) if is_uniform else zlib.compress(values.tobytes(), _ZLIB_LEVEL), values.dtype)
 
     def unpacked(self) -> np.ndarray:
-        """(P,) labels, or () if all are equal."""
+        """(P,) labels, or an array of shape () if all are equal."""
         if isinstance(self.packed, int):
             return np.asarray(self.packed, self.dtype)
         return np.frombuffer(zlib.decompress(self.packed), self.dtype)
@@ -45,15 +45,15 @@ class _Values:
 
 @dataclass(frozen=True, eq=False)
 class PixelChange:
-    """Pixels with changed labels.
+    """A change of the labels of some pixels of an array.
 
     Attributes:
-        box: Box of the array around them.
+        box: Box of the array that contains the changed pixels.
         array_shape: Shape of the array.
         n_pixels: Number of changed pixels.
-        packed_mask: The changed pixels of the box, one bit each, compressed.
-        old: Labels before.
-        new: Labels after.
+        packed_mask: Mask of the changed pixels in the box, one bit per pixel, compressed.
+        old: Labels before the change.
+        new: Labels after the change.
     """
 
     box: Slices
@@ -67,14 +67,14 @@ class PixelChange:
     def of(
         cls, box: Slices, array_shape: tuple[int, ...], mask: np.ndarray, old: np.ndarray, new: np.ndarray
     ) -> PixelChange:
-        """A change that is already made.
+        """Describes a change that has already been made.
 
         Args:
             box: Box of the array.
             array_shape: Shape of the array.
-            mask: Bool, shape of the box; not empty.
-            old: (P,) labels of its pixels before, or () for all.
-            new: (P,) labels of its pixels after, or () for all.
+            mask: Bool, of the shape of the box; True for the P changed pixels, P > 0.
+            old: (P,) labels of these pixels before the change, in C order; shape () if they are equal.
+            new: (P,) labels after the change, likewise.
         """
         packed = zlib.compress(np.packbits(mask), _ZLIB_LEVEL)
         n_pixels = int(np.count_nonzero(mask))
@@ -87,7 +87,7 @@ class PixelChange:
 
     @property
     def counts(self) -> Counts:
-        """Pixels that each label has gained by the change."""
+        """Number of pixels that each label gains by the change; negative if it loses pixels."""
         return _difference(self.old.unpacked(), self.new.unpacked(), self.n_pixels)
 
     def is_in(self, array: Any) -> bool:
@@ -96,11 +96,11 @@ class PixelChange:
         return bool((held == self.new.unpacked()).all())
 
     def undo(self, array: Any) -> Counts:
-        """Restores the old labels of pixels that still have the new ones."""
+        """Restores the old labels of pixels that still have the new ones; returns the pixels that each label gains."""
         return self._swap(array, self.new, self.old)
 
     def redo(self, array: Any) -> Counts:
-        """Writes the new labels of pixels that still have the old ones."""
+        """Writes the new labels of pixels that still have the old ones; returns the pixels that each label gains."""
         return self._swap(array, self.old, self.new)
 
     def _swap(self, array: Any, held: _Values, given: _Values) -> Counts:
@@ -128,11 +128,11 @@ def write(array: Any, box: Slices, mask: np.ndarray, label: int) -> PixelChange 
     Args:
         array: Labels, a NumPy or zarr array, for example.
         box: Box of the array.
-        mask: Bool, shape of the box.
-        label: The label.
+        mask: Bool, of the shape of the box; True for pixels to set.
+        label: The new label.
 
     Returns:
-        The change; None if all pixels had that label.
+        The change; None if all these pixels already had the label.
     """
     part = np.asarray(array[box])
     changed = mask & (part != label)
@@ -152,11 +152,11 @@ def changes_of_paint(value: Iterable[Any], array: Any) -> list[PixelChange]:
     array is not read.
 
     Args:
-        value: Of the event.
-        array: Of the layer.
+        value: The value of the event.
+        array: The array of the layer; only its shape is used.
 
     Raises:
-        ValueError: If the event is none of these.
+        ValueError: If the value has neither form.
     """
     shape = tuple(array.shape)
     changes = []
@@ -183,13 +183,13 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def areas_in(array: LazyArray) -> Counts:
-    """Number of pixels of each label but 0; the array is read block by block."""
+    """Number of pixels of each label except 0; the array is read block by block."""
     parts = (np.asarray(array[block]) for block in blocks(array.shape))
     return total(dict(_counted(part[part != 0])) for part in parts)
 
 
 def _fit(labels: np.ndarray, dtype: np.dtype) -> bool:
-    """True if a dtype can hold labels; NumPy would wrap them."""
+    """True if a dtype can represent all labels; NumPy would wrap the others."""
     limits = np.iinfo(dtype)
     return np.can_cast(labels.dtype, dtype) or (limits.min <= labels.min() and labels.max() <= limits.max)
 
@@ -211,7 +211,7 @@ def _difference(old: np.ndarray, new: np.ndarray, n_pixels: int) -> Counts:
 
 
 def _counted(values: np.ndarray, n_pixels: int = 0) -> Iterator[tuple[int, int]]:
-    """Each label with the number of its pixels; `n_pixels` is that of a single value."""
+    """Each label with the number of its pixels; a value of shape () stands for `n_pixels` pixels."""
     if values.ndim == 0:
         yield int(values), n_pixels
     elif values.size and values.min() >= 0 and values.max() < _MAX_BINS:

@@ -22,7 +22,7 @@ class PlanePixels:
         plane: The plane.
         contrast_limits: Values of black and white; without effect for RGB.
         is_rgb: True if the last axis is RGB or RGBA; alpha is dropped.
-        channel: The axis of the channels and the index along it, if there is such an axis.
+        channel: The channel axis and the index along it; None if there is no such axis.
     """
 
     dtype = np.dtype(np.uint8)
@@ -55,7 +55,7 @@ class JoinedPixels:
     """The same plane of several channels as RGB; pixels are read when it is indexed.
 
     Args:
-        parts: Red, green and, if given, blue, of the same size.
+        parts: Red and green, or red, green and blue, of the same size; blue is 0 if it is not given.
     """
 
     dtype = np.dtype(np.uint8)
@@ -73,12 +73,13 @@ class JoinedPixels:
 def plane_pixels(
     image: Image, plane: Plane, channels: Channels | LayerChannels | None = None
 ) -> list[PlanePixels | JoinedPixels]:
-    """A plane of a layer at full resolution, then at the coarser levels of a pyramid that halve only the sides of the plane.
+    """The pixels of a plane at full resolution, then at coarser levels of a pyramid that halve only the plane's sides.
 
     Args:
         image: The layer.
         plane: The plane.
-        channels: Along an axis of the layer, or in several layers; then only levels that all layers have are returned.
+        channels: The channels, along an axis or in several layers; of several layers, only the levels that all of them
+            have are returned.
     """
     if isinstance(channels, LayerChannels):
         of_channels = [_resolutions(layer, plane) for layer in channels.layers]
@@ -103,10 +104,10 @@ def _resolutions(image: Image, plane: Plane, channel: tuple[int, int] | None = N
 
 
 def to_uint8(pixels: np.ndarray, contrast_limits: Sequence[float]) -> np.ndarray:
-    """Scales numbers of any type linearly so that the limits become 0 and 255; values beyond them are clipped.
+    """Scales numbers linearly to uint8 so that the limits become 0 and 255; values beyond the limits are clipped.
 
     Args:
-        pixels: Numbers of any shape; NaN becomes 0.
+        pixels: Array of any shape and numeric dtype; NaN becomes 0.
         contrast_limits: Lower and upper limit; lower < upper.
     """
     low, high = contrast_limits

@@ -29,7 +29,7 @@ class Plane:
     Attributes:
         shape: Shape of the array in pixels.
         axes: The axes of the rows and the columns, ascending.
-        index: The index of the plane, one number per axis; 0 on its own two axes.
+        index: The index of the plane along each axis of the array; 0 along `axes`.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class Plane:
 
     @property
     def slicing(self) -> tuple[int | slice, ...]:
-        """Index of the plane in the array."""
+        """The index that selects the plane from the array."""
         return tuple(slice(None) if axis in self.axes else i for axis, i in enumerate(self.index))
 
     def of(self, array: LazyArray) -> np.ndarray:
@@ -55,7 +55,7 @@ class Plane:
         return all(0 <= i < n for i, n in zip(_nearest(position), self.shape, strict=True))
 
     def holds(self, position: Sequence[float]) -> bool:
-        """True if a position lies in this plane, inside the array or not."""
+        """True if a position lies in this plane, also beyond the edges of the array."""
         nearest = _nearest(position)
         return all(i == nearest[axis] for axis, i in enumerate(self.index) if axis not in self.axes)
 
@@ -72,13 +72,16 @@ class Plane:
         return tuple(spanned.get(axis, slice(i, i + 1)) for axis, i in enumerate(self.index))
 
     def in_array(self, mask: BoxMask) -> tuple[np.ndarray, tuple[slice, ...]]:
-        """A mask of the plane with as many axes as the array, and its slices of the array."""
+        """A mask of the plane as a bool array with all axes of the array, and its slices of the array."""
         box = self.slices(mask.box_xyxy)
         return mask.mask.reshape([part.stop - part.start for part in box]), box
 
 
 def view_of_layer(viewer: ViewerModel, layer: Layer) -> tuple[object, ...]:
-    """The state of a viewer's sliders and axes that a layer depends on; if it is redrawn without a change, the layer changed."""
+    """The state of the sliders and axes on which the displayed slice of a layer depends.
+
+    A layer that is redrawn while this state is unchanged has new pixels.
+    """
     dims, first = viewer.dims, viewer.dims.ndim - layer.ndim
     order = tuple(axis - first for axis in dims.order if axis >= first)
     own = [values[-layer.ndim :] for values in (dims.point, dims.margin_left, dims.margin_right)]
@@ -89,7 +92,7 @@ def plane_in_view(frame: Frame, dims: Dims) -> Plane:
     """The plane of an image that a 2D view shows.
 
     Raises:
-        ImageError: If the view is 3D, shows an axis that the image lacks, or the image does not reach the view.
+        ImageError: If the view is 3D, outside the image, or shows an axis that the image lacks or its channel axis.
     """
     axes = frame.displayed(dims)
     # napari ignores the two displayed axes when it chooses the plane; in an oblique layer they would change it.
@@ -101,12 +104,12 @@ def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> 
     """The plane of an image at a position.
 
     Args:
-        frame: Of the image.
+        frame: The frame of the image.
         axes: The two axes of the plane, ascending.
-        position: In the frame; the values along the two axes have no effect.
+        position: Position in the frame; its values along the two axes have no effect.
 
     Raises:
-        ImageError: If the image does not reach the position.
+        ImageError: If the position is outside the image.
     """
     index = tuple(0 if axis in axes else i for axis, i in enumerate(_nearest(position)))
     if not all(0 <= i < n for i, n in zip(index, frame.shape, strict=True)):
@@ -115,12 +118,12 @@ def plane_at(frame: Frame, axes: tuple[int, int], position: Sequence[float]) -> 
 
 
 def parallel_planes(plane: Plane) -> list[Plane]:
-    """All planes of an array with the same axes as one of them, the nearest first, beginning with itself."""
+    """All planes of the array that are parallel to a plane, nearest first; the first is the plane itself."""
     across = [1 if axis in plane.axes else length for axis, length in enumerate(plane.shape)]
     ordered = sorted(np.ndindex(*across), key=lambda index: float(np.abs(np.subtract(index, plane.index)).sum()))
     return [replace(plane, index=index) for index in ordered]
 
 
 def _nearest(position: Sequence[float]) -> list[int]:
-    """The pixel that napari shows at a position: halfway between two, the even one."""
+    """The index of the pixel that napari shows at a position; halfway between two pixels, it is the even index."""
     return [int(value) for value in np.round(position)]

@@ -12,8 +12,8 @@ from napari_unsam.model.plane import Plane
 from napari_unsam.model.prompts import PendingObject, PointPrompt, Prompt, Prompts, ShapeKind, ShapePrompt
 
 _LOGIT_SIDE_PX, _LOGIT_SCALE = 256, 8.0  # of the mask input of engines
-_OVERSAMPLING = 4  # of the mask input, to draw outlines
-_MAX_SAMPLES = 5  # clicks for one scribble
+_OVERSAMPLING = 4  # outlines are drawn this many times larger than the mask input, then averaged
+_MAX_SAMPLES = 5  # maximum number of clicks for one scribble
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +21,9 @@ class PlanePrompt:
     """The prompts of one object on one plane.
 
     Attributes:
-        points_xy: (N, 2) float pixels inside the plane, x before y; None without points.
-        labels: (N,) 1 for positive, 0 for negative points; None without points.
-        box_xyxy: (4,) float pixels, or None.
+        points_xy: (N, 2) float pixels inside the plane, x before y; None if there are no points.
+        labels: (N,) int64, 1 for positive and 0 for negative points; None if there are no points.
+        box_xyxy: (4,) float pixels, right and bottom edges exclusive; or None.
         mask: (256, 256) float32 logits of an outline, or None.
     """
 
@@ -52,7 +52,7 @@ class PlanePrompt:
 
 
 def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
-    """The prompts that lie in a plane; a shape does if its first corner does."""
+    """The prompts that lie in a plane; of a shape, the first corner decides."""
 
     def is_here(prompt: Prompt) -> bool:
         match prompt:
@@ -79,7 +79,7 @@ def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
         if shape.kind is ShapeKind.SCRIBBLE:
             clicks += [(*pixel, shape.polarity.value) for pixel in samples_along(corners, plane.size_hw)]
             continue
-        # Corners are pixel centres; the box goes along the outer edges of its pixels.
+        # Whole numbers are pixel centres in `corners`, but pixel edges in `box`.
         low, high = np.floor(corners.min(axis=0) + 0.5), np.ceil(corners.max(axis=0) + 0.5)
         box = np.concatenate([low[::-1], np.maximum(high, low + 1)[::-1]])
         mask = outline_logits(corners, plane.size_hw) if shape.kind is ShapeKind.OUTLINE else None
@@ -90,13 +90,13 @@ def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
 
 
 def samples_along(line: np.ndarray, size_hw: Sequence[int]) -> list[tuple[int, int]]:
-    """At most five evenly spaced pixels along a line; fewer on a short line.
+    """At most five evenly spaced pixels along a line, as (row, column); fewer on a short line.
 
     The middle one comes first, since engines read later clicks as corrections of the mask for the earlier ones.
 
     Args:
         line: (N, 2) rows and columns of its corners.
-        size_hw: Of the plane; pixels outside are left out.
+        size_hw: Height and width of the plane in pixels; pixels outside the plane are left out.
     """
     lengths = np.r_[0.0, np.cumsum(np.hypot(*np.diff(line, axis=0).T))]
     count = int(np.clip(lengths[-1] // 4, 1, _MAX_SAMPLES))
@@ -108,11 +108,11 @@ def samples_along(line: np.ndarray, size_hw: Sequence[int]) -> list[tuple[int, i
 
 
 def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
-    """(256, 256) float32 logits of a polygon; the longer side of the plane spans the square.
+    """(256, 256) float32 logits of a polygon, in [-4, 4]; the longer side of the plane is scaled to 256 pixels.
 
     Args:
         corners: (N, 2) rows and columns of the corners.
-        size_hw: Of the plane.
+        size_hw: Height and width of the plane in pixels.
     """
     side = _LOGIT_SIDE_PX * _OVERSAMPLING
     inside = polygon2mask((side, side), (corners + 0.5) * side / max(size_hw) - 0.5)
@@ -121,7 +121,7 @@ def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
 
 
 def is_drawn_well(shape: ShapePrompt, plane: Plane) -> bool:
-    """True if a shape has an extent and overlaps the plane."""
+    """True if a shape overlaps the plane; boxes and outlines must also be at least one pixel wide and high."""
     corners = _rows_columns(shape, plane)
     low, high = corners.min(axis=0), corners.max(axis=0)
     overlaps = bool((high >= 0).all() and (low < plane.size_hw).all())

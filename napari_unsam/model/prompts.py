@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 Position = tuple[float, ...]
+"""A position in the frame of the image, one number per axis; whole numbers are pixel centres."""
 
 
 class Polarity(Enum):
@@ -36,7 +37,7 @@ class PointPrompt:
     """One click.
 
     Attributes:
-        position: In the frame of the image, one number per axis; whole numbers are pixel centres.
+        position: See `Position`.
         polarity: Object or background.
         object_id: Number of the object, from 1.
     """
@@ -52,7 +53,7 @@ class ShapePrompt:
 
     Attributes:
         kind: Kind of the shape.
-        vertices: Positions of its corners, or along its line.
+        vertices: Positions of the corners of a box or an outline, or of the points of a scribble.
         polarity: Only scribbles can be negative.
         object_id: Number of the object, from 1.
     """
@@ -65,13 +66,13 @@ class ShapePrompt:
 
 @dataclass(frozen=True)
 class PendingObject:
-    """An object that waits for a commit, with its mask.
+    """An object that is to be committed later, with its mask.
 
     Attributes:
         object_id: Number of the object, the same as in its prompts.
         axes: See `Plane`.
         index: See `Plane`.
-        box_xyxy: Of the mask, in pixels of the plane; right and bottom edges exclusive.
+        box_xyxy: Box of the mask, in pixels of the plane; right and bottom edges exclusive.
         counts: The mask in that box as a compressed COCO RLE.
         granularity: In [0, 1].
         score: In [0, 1].
@@ -94,10 +95,11 @@ class Prompts:
     """The prompts on one image, on any plane.
 
     Attributes:
-        points: Clicks in their order.
-        shapes: Drawn shapes in their order.
-        object_id: Number of the object of the next prompt.
-        pending: Objects that wait for a commit, in their order; `points` and `shapes` hold their prompts.
+        points: Clicks in the order in which they were made.
+        shapes: Drawn shapes in the order in which they were drawn.
+        object_id: Number of the object of the next prompt on a plane without an unfinished object, see `current`.
+        pending: Objects that are to be committed later, in the order in which they were added; their prompts are in
+            `points` and `shapes`.
     """
 
     points: tuple[PointPrompt, ...] = ()
@@ -109,7 +111,7 @@ class Prompts:
         return bool(self.points or self.shapes or self.pending)
 
     def current(self) -> Prompts:
-        """Of prompts on one plane, those of the latest object that is not pending."""
+        """The prompts of the latest object that is not pending; for prompts on a single plane, see `on_plane`."""
         pending = {one.object_id for one in self.pending}
         begun = {prompt.object_id for prompt in (*self.points, *self.shapes)} - pending
         latest = max(begun, default=self.object_id)
@@ -121,6 +123,6 @@ class Prompts:
         return replace(self, **parts)
 
     def without(self, others: Prompts) -> Prompts:
-        """The prompts that are not among others."""
+        """The prompts that are not in `others`."""
         removed = {*others.points, *others.shapes, *others.pending}
         return self.keeping(lambda prompt: prompt not in removed)

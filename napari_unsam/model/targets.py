@@ -17,7 +17,7 @@ class Target:
     """The plane of an image to segment.
 
     Attributes:
-        source: Identifies the image.
+        source: Identifier of the image.
         plane: The plane.
         name: Name of the image.
         pixels: Returns lazy arrays of the pixels of the plane, at full resolution and at coarser ones; called in the inference
@@ -30,7 +30,7 @@ class Target:
     pixels: Callable[[], list[PlanePixels]] = field(compare=False)
 
     def read(self) -> np.ndarray:
-        """(H, W) or (H, W, 3) the pixels at full resolution."""
+        """(H, W) or (H, W, 3) uint8 pixels at full resolution."""
         return self.pixels()[0][:, :]
 
 
@@ -40,7 +40,7 @@ class Proposal(BoxMask):
 
     Attributes:
         plane: The plane of the mask.
-        rank: Its rank among the masks to choose from, from 1, the finest; 0 if it is none of them.
+        rank: Rank by area among the masks to choose from, from 1, the smallest; 0 if the mask is none of them.
         count: Number of masks to choose from.
     """
 
@@ -52,7 +52,7 @@ class Proposal(BoxMask):
 
 @dataclass(frozen=True)
 class Status:
-    """The status line."""
+    """The text of the status line; `is_problem` is True for errors and warnings."""
 
     text: str
     is_problem: bool = False
