@@ -25,7 +25,9 @@ class ObjectClass:
 
 
 def linked(classes: Sequence[ObjectClass]) -> list[ObjectClass]:
-    """Sorts classes from small to large objects, and links each object to the one of the next class that it lies in.
+    """Sorts classes from small to large objects, and links each object to the one of the next class that contains it.
+
+    That is the object with the largest share of its pixels; there is none if the largest share is background.
 
     Args:
         classes: Classes with different names over one plane, in any order; none is empty.

@@ -66,8 +66,8 @@ class RegionProperties:
 
     Attributes:
         colour: (N, 3) mean L*, a* and b*.
-        surround: (N, 3) mean L*, a* and b* of the adjacent leaves outside a region, weighted by the length of the common
-            border; the region's own colour if it has no neighbour.
+        surround: (N, 3) mean L*, a* and b* of the adjacent leaves outside a region, weighted by the length of the
+            common border; the region's own colour if it has no neighbour.
         eccentricity: (N,) of the ellipse with the same second moments, in [0, 1]; 0 is a circle.
         fullness: (N,) area over the area of that ellipse: 1 for any ellipse, less for bent, branched or hollow regions.
     """
@@ -104,7 +104,7 @@ def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
     """(N, 3) colours around regions.
 
     For each pair of adjacent leaves, the colour of each is added to the other one, and so to all regions that contain
-    the other one. It is subtracted at the smallest region that contains both, since their border lies inside that region.
+    the other one. It is subtracted at the smallest region that contains both, since their border lies inside that one.
     """
     pairs, lengths, _ = tree.partition.borders(np.zeros(tree.size_hw, np.float32))
     pairs = np.sort(tree.tree.leaf_of_region[pairs], axis=1)
