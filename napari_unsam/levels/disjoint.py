@@ -119,7 +119,7 @@ def best_of_trees(
             shared = overlaps.pixels(int(other), node[held], number, nodes)
             smaller = np.minimum(trees[other].area[node[held]][:, None], tree.area[nodes][None])
             rivals[held, len(chosen) :] = shared > _MAX_OVERLAP * smaller
-        # In each group of overlapping regions, either the old or the new ones are kept.
+        # In each group of overlapping regions, either the old or the new ones are chosen.
         n_groups, group = connected_components(csr_array(rivals), directed=False)
         each = np.array([scores[i][j] for i, j in zip(source, node, strict=True)])
         new, old = (np.bincount(group[part], each[part], minlength=n_groups) for part in (is_new, ~is_new))

@@ -91,7 +91,10 @@ class RegionProperties:
         return self.colour[:, 0] - self.surround[:, 0]
 
     def stand_out(self, scene: Scene, side: Side) -> np.ndarray:
-        """(N,) bool: True for regions on the given side of the threshold that differ enough from their surroundings."""
+        """(N,) bool: True for regions on the given side of the threshold that differ enough from their surroundings.
+
+        With `Side.ANY`, all regions are True.
+        """
         if side is Side.ANY:
             return np.ones(len(self.colour), bool)
         bright = scene.objects_are_bright if side is Side.GUESS else side is Side.BRIGHT

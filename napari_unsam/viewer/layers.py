@@ -193,7 +193,7 @@ class PromptLayers:
         return self.shapes
 
     def show(self) -> None:
-        """Makes the layer of clicks visible, once; napari takes as long for that as for making the layer."""
+        """Makes the layer of clicks visible, once; this takes as long as making the layer."""
         if not self.is_shown:
             self.is_shown = self.points.visible = True
 
