@@ -136,7 +136,7 @@ class ViewerSession:
         return self._sources.channels(self.image)
 
     def set_image(self, image: Image | None) -> None:
-        """Chooses the image to segment; None for none. Removes the prompt layers and unused layers of the previous one."""
+        """Chooses the image to segment, or none. Removes the prompt layers and unused layers of the previous one."""
         if image is self.image:
             return
         self._drop_prompt_layers()
