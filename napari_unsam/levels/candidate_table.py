@@ -30,7 +30,7 @@ class CandidateTable:
 
     Attributes:
         hierarchy: The main tree.
-        trees: The main tree, and those over other leaves.
+        trees: The main tree, and the alternatives over other leaves.
         cuts: The levels of each tree.
     """
 
@@ -72,7 +72,7 @@ class CandidateTable:
         return similarity(region_features(self.hierarchy, self._properties[0]), examples)
 
     def similar(self, similarities: np.ndarray, min_similarity: float, limits: RegionFilter) -> Selection:
-        """The regions similar to the examples; of the limits, only those of the area count."""
+        """The regions similar to the examples; only the area limits apply, not the other limits."""
         low_px, share = limits.min_area_px, limits.max_share * self.hierarchy.area[-1]
         sized = (self.hierarchy.area >= low_px) & (self.hierarchy.area <= share)
         return _of_main(similar_regions(self.hierarchy, similarities, min_similarity, sized))
@@ -83,7 +83,7 @@ class CandidateTable:
         return self.object_class('objects', chosen, level)
 
     def draw(self, chosen: Selection, out: np.ndarray) -> None:
-        """Fills an (H, W) uint8 array with the colours of regions, 0 elsewhere."""
+        """Fills an (H, W) uint8 array with the colours of regions, 1 to `cuts.N_COLOURS`, and 0 elsewhere."""
         self.cuts[0].draw(chosen.of(0), out)
         for source in range(1, len(self.trees)):
             if len(nodes := chosen.of(source)):
@@ -92,11 +92,13 @@ class CandidateTable:
                 np.copyto(out, drawn, where=drawn > 0)
 
     def free_regions(self, chosen: Selection, taken: np.ndarray) -> Iterator[tuple[BoxMask, dict[str, object]]]:
-        """The free pixels of each region, and its columns of the features table; skips regions that are free by half or less.
+        """The free pixels of each region, and its columns of the features table.
+
+        Regions of which at most half is free are skipped.
 
         Args:
             chosen: The regions.
-            taken: (H, W) bool pixels that are not free; the yielded pixels are added.
+            taken: (H, W) bool, True for pixels that are not free; the yielded pixels are added to it.
         """
         regions = list(zip(chosen.source.tolist(), chosen.nodes.tolist(), strict=True))
         masks = (node_mask(self.trees[source], node) for source, node in regions)
@@ -117,7 +119,7 @@ class CandidateTable:
         Args:
             name: Name of the class.
             chosen: The regions.
-            level: Level that they were taken from; by default each has the level at which it is formed.
+            level: Level from which the regions were selected; by default, the level at which each region is formed.
         """
         labels = np.zeros(self.hierarchy.size_hw, np.uint32)
         rows = []

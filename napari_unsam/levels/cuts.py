@@ -25,7 +25,7 @@ class RegionFilter:
         min_area_px: Minimum area in pixels.
         max_share: Maximum area as a share of the plane.
         max_border_share: Maximum share of the plane's outline that an object may touch; the background touches more.
-        min_score: Minimum score; the default excludes regions without a score of their own.
+        min_score: Minimum score; the default excludes regions with a score of 0.
         side: Brightness of objects relative to their surroundings.
     """
 
@@ -36,7 +36,7 @@ class RegionFilter:
     side: Side = Side.GUESS
 
     def keeps(self, tree: MaskHierarchy, properties: RegionProperties, scene: Scene) -> np.ndarray:
-        """(N,) bool: regions of a tree that count as objects."""
+        """(N,) bool: True for regions of a tree that count as objects."""
         return (
             (tree.area >= self.min_area_px)
             & (tree.area <= self.max_share * tree.area[-1])
@@ -84,7 +84,7 @@ class LevelCut:
         np.take(colours, self.tree.leaf_labels, out=out, mode='clip')
 
     def best_level(self, score: np.ndarray) -> float:
-        """The level with the largest sum of scores; the finest one if several are equal.
+        """The level with the largest sum of scores; the finest such level if there are several.
 
         Args:
             score: (N,) scores of the regions, not negative.

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-_MAX_OVERLAP = 0.1  # of two regions that may both be chosen, as a share of the smaller one
+_MAX_OVERLAP = 0.1  # maximum overlap of two regions that may both be chosen, as a share of the smaller one
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class Selection:
     """Regions of several trees over one plane that hardly overlap.
 
     Attributes:
-        source: (K,) number of the tree of each region.
-        nodes: (K,) its node in that tree.
+        source: (K,) index of the tree of each region.
+        nodes: (K,) node of each region in its tree.
     """
 
     source: np.ndarray
@@ -31,12 +31,18 @@ class Selection:
         return len(self.nodes)
 
     def of(self, source: int) -> np.ndarray:
-        """The nodes of one tree."""
+        """The chosen nodes of one tree."""
         return self.nodes[self.source == source]
 
 
 def leaf_values(tree: MaskHierarchy, nodes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(L,) values of the nodes that contain each leaf, 0 where none does; `values` are (K,) of K disjoint nodes."""
+    """(L,) int64: for each leaf the value of the node that contains it; 0 if none does.
+
+    Args:
+        tree: Tree over a plane.
+        nodes: (K,) disjoint nodes.
+        values: (K,) integer values of the nodes.
+    """
     steps = np.zeros(tree.n_leaves + 1, np.int64)
     steps[tree.first_leaf[nodes]] += values
     steps[tree.end_leaf[nodes]] -= values
@@ -46,7 +52,7 @@ def leaf_values(tree: MaskHierarchy, nodes: np.ndarray, values: np.ndarray) -> n
 def best_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
     """(K,) the disjoint regions of a tree with the largest sum of scores.
 
-    From the leaves up, a region is chosen if its score is at least the largest sum below it.
+    From the leaves up, a region is chosen over its descendants if its score is at least their largest sum.
 
     Args:
         tree: Tree over a plane.
@@ -61,7 +67,7 @@ def greedy_disjoint(tree: MaskHierarchy, score: np.ndarray) -> np.ndarray:
 
 
 class LeafOverlaps:
-    """Intersections of the leaves of each two trees of a plane, from which those of any regions are computed."""
+    """Intersections of the leaves of each pair of trees over a plane; those of other regions are computed from them."""
 
     def __init__(self, trees: Sequence[MaskHierarchy]) -> None:
         self._trees = trees
@@ -81,7 +87,7 @@ def _leaf_intersections(tree: MaskHierarchy, other: MaskHierarchy) -> csr_array:
 
 
 def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
-    """(K, L) membership of leaves in nodes."""
+    """(K, L) sparse matrix: 1 where a node contains a leaf."""
     first, counts = tree.first_leaf[nodes], tree.end_leaf[nodes] - tree.first_leaf[nodes]
     ends = np.concatenate([[0], np.cumsum(counts)])
     leaves = np.arange(ends[-1]) + np.repeat(first - ends[:-1], counts)
@@ -91,12 +97,12 @@ def _leaves(tree: MaskHierarchy, nodes: np.ndarray) -> csr_array:
 def best_of_trees(
     trees: Sequence[MaskHierarchy], scores: Sequence[np.ndarray], overlaps: LeafOverlaps | None = None
 ) -> Selection:
-    """The best regions of several trees; where two trees overlap, the regions with the larger sum of scores are kept.
+    """The best regions of several trees; of overlapping ones, the set with the larger sum of scores is chosen.
 
     Args:
         trees: Trees over the same plane.
         scores: (N,) scores for each tree; see `best_disjoint`.
-        overlaps: Overlaps of these trees, if they were computed already.
+        overlaps: Overlaps of these trees, if they are already computed.
     """
     overlaps = overlaps or LeafOverlaps(trees)
     chosen = Selection(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -113,7 +119,7 @@ def best_of_trees(
             shared = overlaps.pixels(int(other), node[held], number, nodes)
             smaller = np.minimum(trees[other].area[node[held]][:, None], tree.area[nodes][None])
             rivals[held, len(chosen) :] = shared > _MAX_OVERLAP * smaller
-        # In each group of overlapping regions, either the old or the new ones are kept.
+        # In each group of overlapping regions, either the old or the new ones are chosen.
         n_groups, group = connected_components(csr_array(rivals), directed=False)
         each = np.array([scores[i][j] for i, j in zip(source, node, strict=True)])
         new, old = (np.bincount(group[part], each[part], minlength=n_groups) for part in (is_new, ~is_new))
@@ -124,7 +130,11 @@ def best_of_trees(
 
 @numba.njit(nogil=True, cache=True)
 def _chosen(parent, score, adds):
-    """(N,) bool; a node is chosen if its score is at least that of the best below it: their sum, or their maximum."""
+    """(N,) bool: True for chosen nodes, which are disjoint.
+
+    A node is chosen over its descendants if its score is at least the best result from them: their largest sum if
+    `adds`, else their largest score.
+    """
     n_nodes = len(parent)
     below = np.zeros(n_nodes)
     chosen = np.zeros(n_nodes, np.bool_)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _NO_OBJECT = 'No object is under the cursor or selected on this slice.'
 _NOT_STARTED = 'Press Next to start with the least certain object.'
-_VISIBLE_PX = (60, 500)  # on screen; if the object is smaller or larger, it is zoomed to
+_VISIBLE_PX = (60, 500)  # on screen; the camera zooms to an object that is smaller or larger
 _ZOOMED_PX = 150
 
 
@@ -60,7 +60,7 @@ class ObjectEdits:
             return
         writes = split_writes(controller.target.plane, labels, label, tree, parts, session.next_label())
         session.write_objects(f'split object {label}', writes)
-        # Selects a part; there is none if other objects have all pixels.
+        # Selects the last part; no part is written if all pixels of the parts belong to other objects.
         session.objects.selected_label = max((write.label for write in writes), default=label)
         controller.show_info(f'Object {label} split into {sum(write.label > 0 for write in writes)}. {TO_UNDO}')
 
@@ -82,7 +82,7 @@ class Reviewing:
 
     Attributes:
         changed: Emitted when the queue may have changed.
-        outline: Outline of the current object; hidden by the next action.
+        outline: Outline of the current object; hidden after each action, undo and redo.
     """
 
     changed = Signal()
@@ -104,7 +104,7 @@ class Reviewing:
 
     @property
     def queue(self) -> ReviewQueue:
-        """The current objects."""
+        """The objects of the image, and the one being reviewed."""
         objects = self._session.objects
         if objects is None:
             return ReviewQueue(())

@@ -1,4 +1,4 @@
-"""Linked classes of objects: nuclei in cells in colonies."""
+"""Linked classes of objects, such as nuclei in cells in colonies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class ObjectClass:
 
 
 def linked(classes: Sequence[ObjectClass]) -> list[ObjectClass]:
-    """Sorts classes from small to large objects, and links each object to the one of the next class that contains most of it.
+    """Sorts classes from small to large objects, and links each object to the one of the next class that contains it.
+
+    That is the object with the largest share of its pixels; there is none if the largest share is background.
 
     Args:
         classes: Classes with different names over one plane, in any order; none is empty.
@@ -39,7 +41,7 @@ def linked(classes: Sequence[ObjectClass]) -> list[ObjectClass]:
 
 
 def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]:
-    """For each object the label of the whole that contains most of it; 0 if most of it lies in none.
+    """For each object, the label of the whole with the largest share of it; 0 if the largest share lies in no whole.
 
     Args:
         labels: Integer label map of the objects; 0 is background.
@@ -47,7 +49,7 @@ def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]
     """
     inside = labels != 0
     pairs, counts = np.unique(np.stack([labels[inside], wholes[inside]]), axis=1, return_counts=True)
-    order = np.argsort(counts, kind='stable')  # in a dict the last one stays: the whole with the largest share
+    order = np.argsort(counts, kind='stable')  # in a dict the last item of a key wins: the whole with the largest share
     return {int(part): int(whole) for part, whole in pairs[:, order].T}
 
 

@@ -32,21 +32,26 @@ _MIN_WIDTH = 0.4
 
 
 def thin_shape(plane: Plane) -> tuple[int, ...]:
-    """Shape of an array with the axes of the image that holds only one plane."""
+    """Shape of an array of one plane with as many axes as the image."""
     return tuple(n if axis in plane.axes else 1 for axis, n in enumerate(plane.shape))
 
 
 class LevelPreview:
     """A Labels layer over one plane, redrawn in place.
 
-    Its pixels are numbers of colours in one byte each, which napari passes to the graphics card unchanged. Labels of four
-    bytes, or a colormap for each level, took two and five times as long.
+    Its labels are colours, 1 to `cuts.N_COLOURS`, in one byte each, which napari passes to the graphics card unchanged.
+    Labels of four bytes took twice as long, and a colormap for each level five times as long.
 
     Args:
         viewer: The viewer.
         objects: The layer of objects, below this layer.
         frame: Frame of the image.
         plane: Plane of the image.
+
+    Attributes:
+        plane: The plane on which the layer lies.
+        layer: The layer.
+        pixels: (H, W) uint8 labels of the plane, a view of the layer's data; call `redraw` after a change.
     """
 
     def __init__(self, viewer: ViewerModel, objects: Labels, frame: Frame, plane: Plane) -> None:
@@ -68,7 +73,7 @@ class LevelPreview:
         redraw(self.layer, extent=False)
 
     def move_to(self, frame: Frame, plane: Plane) -> bool:
-        """Moves the layer to another plane of the image; returns False if that has another shape or the layer is gone."""
+        """Moves the layer to another plane of the image; returns False if its shape differs or the layer is gone."""
         if thin_shape(plane) != self.layer.data.shape or self.layer not in self._viewer.layers:
             return False
         if plane != self.plane:
@@ -87,7 +92,7 @@ class LevelPreview:
 
 
 class ReviewOutline:
-    """A layer with the outline of one object on all its planes."""
+    """A layer with the outline of one object in all planes that contain it."""
 
     def __init__(self, session: SessionPort) -> None:
         self._session = session

@@ -34,7 +34,7 @@ class Scene:
         lab: (H, W, 3) float32 pixels in CIE L*a*b*.
         threshold: Otsu's threshold of the lightness, in [0, 100].
         gap: Difference of the mean lightness above and below the threshold.
-        objects_are_bright: True if most of the plane's outline is dark.
+        objects_are_bright: True if at least half of the plane's outline is dark.
     """
 
     lab: np.ndarray
@@ -66,8 +66,8 @@ class RegionProperties:
 
     Attributes:
         colour: (N, 3) mean L*, a* and b*.
-        surround: (N, 3) mean colour of the adjacent leaves outside a region, weighted by the length of the common border;
-            the region's own colour if it has no neighbour.
+        surround: (N, 3) mean L*, a* and b* of the adjacent leaves outside a region, weighted by the length of the
+            common border; the region's own colour if it has no neighbour.
         eccentricity: (N,) of the ellipse with the same second moments, in [0, 1]; 0 is a circle.
         fullness: (N,) area over the area of that ellipse: 1 for any ellipse, less for bent, branched or hollow regions.
     """
@@ -91,7 +91,10 @@ class RegionProperties:
         return self.colour[:, 0] - self.surround[:, 0]
 
     def stand_out(self, scene: Scene, side: Side) -> np.ndarray:
-        """(N,) bool: regions that are bright or dark, as `side` says, and differ enough from their surroundings."""
+        """(N,) bool: True for regions on the given side of the threshold that differ enough from their surroundings.
+
+        With `Side.ANY`, all regions are True.
+        """
         if side is Side.ANY:
             return np.ones(len(self.colour), bool)
         bright = scene.objects_are_bright if side is Side.GUESS else side is Side.BRIGHT
@@ -103,11 +106,12 @@ class RegionProperties:
 def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
     """(N, 3) colours around regions.
 
-    The colour of each leaf is summed at its neighbours and up the tree; it is subtracted again at the region that holds both.
+    For each pair of adjacent leaves, the colour of each is added to the other one, and so to all regions that contain
+    the other one. It is subtracted at the smallest region that contains both, since their border lies inside that one.
     """
     pairs, lengths, _ = tree.partition.borders(np.zeros(tree.size_hw, np.float32))
     pairs = np.sort(tree.tree.leaf_of_region[pairs], axis=1)
-    order = np.lexsort(pairs.T[::-1])  # sums do not depend on the numbering of the partition
+    order = np.lexsort(pairs.T[::-1])  # so that sums of floats do not depend on the numbering of the partition
     pairs, lengths = pairs[order], lengths[order]
     meet = tree.tree.common_ancestors(pairs)
 

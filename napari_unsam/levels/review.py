@@ -20,8 +20,8 @@ REVIEWED = 'reviewed'
 def stability(tree: MaskHierarchy) -> np.ndarray:
     """(N,) float32 in [0, 1]: range of levels in which a region, or nearly the same region, exists.
 
-    Ancestors, and the largest children down the tree, are nearly the same if their IoU with the region is at least `SAME_IOU`.
-    So a region is still stable if it gains or loses slivers.
+    Its ancestors, its largest child, the largest child of that child and so on count as nearly the same region if their
+    IoU with it is at least `SAME_IOU`. So a region stays stable if it gains or loses slivers.
     """
     return _stability(tree.parent, tree.area, tree.level.astype(np.float64), SAME_IOU).astype(np.float32)
 
@@ -51,9 +51,9 @@ def _stability(parent, area, level, same_iou):
 def certainty(features: pd.DataFrame) -> pd.Series:
     """Certainty of objects in [0, 1], comparable within one table.
 
-    The mean of the relative ranks by stability, by score, and by closeness to the median size. On 26 micrographs of DSB2018, a
-    correct object of Auto had a higher certainty than a wrong one in 62 % of pairs by stability alone, in 72 % by score, and in
-    77 % by all three.
+    The mean of the relative ranks by stability, by score, and by closeness to the median size. On 26 micrographs of
+    DSB2018, a correct object of Auto had a higher certainty than a wrong one in 62 % of pairs by stability alone, in
+    72 % by score alone, and in 77 % by all three.
 
     Args:
         features: Rows of objects; missing values do not count, and a row without any has certainty 0.
@@ -68,7 +68,7 @@ def certainty(features: pd.DataFrame) -> pd.Series:
 
 
 def accepted(features: pd.DataFrame) -> np.ndarray:
-    """(K,) bool: rows of accepted objects."""
+    """(K,) bool: True for rows of accepted objects."""
     if REVIEWED not in features:
         return np.zeros(len(features), bool)
     return features[REVIEWED].eq(True).to_numpy(bool)
@@ -81,7 +81,7 @@ class ReviewQueue:
     Attributes:
         labels: Labels of all objects.
         done: Labels of the accepted objects.
-        current: Label of the object that is reviewed; None before the first and after the last.
+        current: Label of the object being reviewed; None if there is none.
     """
 
     labels: tuple[int, ...]
@@ -90,7 +90,7 @@ class ReviewQueue:
 
     @classmethod
     def of(cls, features: pd.DataFrame, current: int | None = None) -> ReviewQueue:
-        """Makes the queue from a features table, whose column `index` holds the labels."""
+        """Makes the queue from a features table, whose column `index` contains the labels."""
         rows = features[features['index'] > 0] if 'index' in features else features.iloc[:0]
         if not len(rows):
             return cls(())

@@ -48,12 +48,12 @@ class RegionSelector:
         session: The session.
         mode: How the previewed regions are selected.
         level: Level of the slider, in [0, 1].
-        region_filter: Sizes and contrast of regions that count as objects.
+        region_filter: Which regions count as objects.
         min_similarity: Minimum similarity to the examples, in [0, 1].
         examples: Nodes of the main tree that are the examples of *Find similar*.
         classes: The classes added so far; `make_layers` makes a layer of each.
         selection: The previewed regions.
-        changed: Emitted when any of these has changed.
+        changed: Emitted when the preview, the examples, the minimum similarity or the classes may have changed.
     """
 
     changed = Signal()
@@ -85,8 +85,8 @@ class RegionSelector:
     def with_table(self, then: Callable[[CandidateTable], None]) -> None:
         """Calls a function with the candidate table of the plane in view.
 
-        If the regions are not measured yet, they are measured first, in the inference thread. If the method is called again
-        meanwhile, only the latest function is called.
+        If the regions are not measured yet, they are measured first, in the inference thread. If this method is called
+        again before that is done, only the latest function is called.
         """
         controller, target = self.session.controller, self.session.controller.target
         if target is None:
@@ -171,7 +171,7 @@ class RegionSelector:
         controller.show_info(f'Accepted {counted(len(writes), "object")}{overlapping}. {TO_UNDO}')
 
     def add_class(self, name: str) -> None:
-        """Adds the previewed regions as a class."""
+        """Adds the previewed regions as a class, which replaces a class of the same name."""
         name, controller = name.strip(), self.session.controller
         if self.mode is PreviewMode.NOTHING or not len(self.selection):
             controller.show_problem(_NO_REGIONS)
@@ -194,7 +194,7 @@ class RegionSelector:
         taken, named = {layer.name for layer in self.session.viewer.layers}, []
         for kind in self.classes:
             name = kind.name
-            while name in taken:  # as napari renames layers; the features tables refer to the final names
+            while name in taken:  # as napari would do later; the features tables need the final names
                 name = inc_name_count(name)
             taken.add(name)
             named.append(replace(kind, name=name))
@@ -255,7 +255,7 @@ class RegionSelector:
         )
 
     def _make_table(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
-        """The candidate table of a plane; None for a large plane without one. Runs in the inference thread."""
+        """The candidate table of a plane; None for a large plane, which has no trees. Runs in the inference thread."""
         plane = self.session.controller.planes.embedded(target, progress)
         if plane.hierarchy is None:
             return None
@@ -278,7 +278,7 @@ class RegionSelector:
         self.changed.emit()
 
     def _is_fresh(self) -> bool:
-        """Whether the table belongs to the plane in view with its current pixels and channels."""
+        """True if the table belongs to the plane in view with its current pixels and channels."""
         controller, table = self.session.controller, self._table
         return table is not None and self._target == controller.target and controller.hierarchy is table.hierarchy
 
@@ -293,7 +293,7 @@ class RegionSelector:
             self.session.later(preview.remove)
 
     def _drop_outdated(self) -> None:
-        """Drops the table, the examples and the classes, and hides the preview, if the plane in view or its pixels changed."""
+        """If the plane in view or its pixels changed, drops the table, examples and classes, and hides the preview."""
         if self._table is not None and not self._is_fresh():
             self._target = self._table = self._similarities = None
             classes, self.examples, self.classes = self.classes, [], []

@@ -10,7 +10,8 @@ from napari_unsam.levels.disjoint import greedy_disjoint
 from napari_unsam.levels.region_properties import RegionProperties
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
-# Units of the features: regions that differ by one unit in each feature still count as similar.
+# Units of the features: if a region differs from the only example by one unit in each of the `_N_KINDS` kinds of
+# features, its similarity is exp(-0.5) = 0.61.
 _AREA_STEP = np.log(2.0)
 _LEVEL_STEP = 0.15
 _ECCENTRICITY_STEP = 0.35
@@ -57,7 +58,7 @@ def similarity(features: np.ndarray, examples: Sequence[int] | np.ndarray) -> np
 def similar_regions(
     tree: MaskHierarchy, similarities: np.ndarray, min_similarity: float, kept: np.ndarray | None = None
 ) -> np.ndarray:
-    """(K,) disjoint regions that are similar to the examples, the most similar ones first where regions overlap.
+    """(K,) disjoint regions that are similar to the examples; where regions overlap, the most similar one is chosen.
 
     Args:
         tree: Tree over a plane.

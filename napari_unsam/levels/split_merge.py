@@ -40,7 +40,7 @@ def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 
         left: First column of the box.
 
     Returns:
-        The number of the tree, and the node.
+        The index of the tree, and the node.
     """
     best, best_iou = (0, 0), -1.0
     for source, tree in enumerate(trees):
@@ -52,7 +52,10 @@ def closest_region(trees: Sequence[MaskHierarchy], mask: np.ndarray, top: int = 
 
 
 def parts_of(tree: MaskHierarchy, node: int) -> np.ndarray:
-    """(K,) the parts of a region without slivers of its outline, K >= 2; empty if it has no parts."""
+    """(K,) the parts of a region, K >= 2; empty if it has no parts.
+
+    Parts are its children, without slivers of its outline; if only one child is left, the children of that child.
+    """
     least = _MIN_PART_SHARE * tree.area[node]
     while True:
         children = tree.children(node)
@@ -106,7 +109,7 @@ def merge_writes(
     Args:
         plane: The plane.
         labels: (H, W) labels of the plane.
-        label: Label of the object, which the region gets.
+        label: Label of the object; the region gets the same label.
         tree: Tree over the plane.
         whole: Node of the region.
 
@@ -129,5 +132,5 @@ def merge_writes(
 
 
 def _erasing(plane: Plane, mask: np.ndarray) -> list[ObjectWrite]:
-    """Erases the pixels of an (H, W) mask; the list is empty if the mask is."""
+    """The write that erases the pixels of an (H, W) mask, in a list; an empty list if the mask is empty."""
     return [ObjectWrite.on_plane(plane, BoxMask.of(mask), 0)] if mask.any() else []

@@ -19,11 +19,11 @@ _EVENTS = ('paint', 'labels_update', 'data', 'features')
 
 
 class LayerWatch:
-    """Counts the changes of one layer. Keep a reference: napari refers weakly to what it calls.
+    """Counts the changes of one layer. Keep a reference to it: napari refers to its callbacks weakly.
 
     Args:
         layer: The layer, to which this object refers weakly.
-        viewer: The viewer; its sliders have the layer redrawn without a change.
+        viewer: The viewer; a move of its sliders redraws the layer, but does not count as a change.
         on_change: Called after each change.
 
     Attributes:
@@ -53,7 +53,7 @@ class LayerWatch:
         self._on_change()
 
     def _data_set(self, event: object = None) -> None:
-        # A script that changes pixels has the layer redrawn; so does a slider, which changes none.
+        # The layer is redrawn after a script has changed pixels, but also after a slider was moved, which changes none.
         before, self._view_before = self._view_before, view_of_layer(self._viewer, self._layer())
         if before == self._view_before:
             self._changed()
@@ -71,7 +71,7 @@ class LayerChanges:
         self._watches: WeakKeyDictionary[Labels, LayerWatch] = WeakKeyDictionary()
 
     def count(self, layer: Labels | None) -> tuple[Hashable, int]:
-        """Identifies a layer, and counts its changes since the first call for it.
+        """The unique id of a layer and the number of its changes since the first call for it; (None, 0) for None.
 
         Changes of a hidden layer may be counted only when it is shown again.
         """
@@ -83,7 +83,7 @@ class LayerChanges:
 
 
 class SessionWatch:
-    """Reports each change in a session, also in objects of other images.
+    """Reports each change in a session, including changes of the objects of other images.
 
     Args:
         session: The session.

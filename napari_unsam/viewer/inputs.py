@@ -24,8 +24,8 @@ _OPEN: WeakSet[Inputs] = WeakSet()  # of all docks: several may listen to one vi
 class Inputs:
     """Listens to a viewer until it is closed.
 
-    Handles plain and Shift clicks of the left and right button, and Alt+wheel while there are prompts; all other events go to
-    napari. A double click counts as one click, and does not zoom where it can be a prompt.
+    Handles plain and Shift clicks of the left and right button, and Alt+wheel while there are prompts; all other events
+    go to napari. A double click counts as one click, and does not zoom where it can be a prompt.
 
     Args:
         viewer: The viewer.
@@ -33,7 +33,7 @@ class Inputs:
         click: Called with world coordinates and a polarity; None for the current polarity of the controller.
 
     Attributes:
-        prompting: Whether clicks are prompts.
+        prompting: True if clicks add prompts.
         actions: The functions that the keys call, by command.
     """
 
@@ -70,7 +70,7 @@ class Inputs:
                 self._bind(layer, self.actions)
 
     def unbind(self, *receivers: ViewerModel | Layer) -> None:
-        """Unbinds the keys, and binds those of another dock that listens there."""
+        """Unbinds the keys; if another dock listens to the same layer or viewer, binds the keys of that dock."""
         for receiver in receivers:
             if self._listens_to(receiver):
                 self._receivers = [one for one in self._receivers if one is not receiver]
@@ -107,7 +107,7 @@ class Inputs:
 
     @property
     def _is_pan_zoom(self) -> bool:
-        """Whether the selected layer is in pan/zoom mode; in other modes, such as painting, it handles the mouse."""
+        """True if the selected layer is in pan/zoom mode; in other modes, such as painting, it handles the mouse."""
         active = self._viewer.layers.selection.active
         return active is None or str(active.mode) == 'pan_zoom'
 
@@ -131,7 +131,7 @@ class Inputs:
             self._click(position, self._controller.polarity.flipped() if is_other else None)
 
     def _on_double_click(self, event: Any) -> bool:
-        """Suppresses the zoom of a double click, the first click of which was a prompt."""
+        """Suppresses the zoom of a double click whose first click was a prompt."""
         return self._controller.target is not None and self._is_click(event)
 
     def _on_wheel(self, event: Any) -> bool:

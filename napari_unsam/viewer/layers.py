@@ -1,6 +1,6 @@
 """The layers of the plugin over one image: objects, the outline of the current mask, prompts.
 
-The layers show what the controller holds. Only the prompts can also be edited in their layers.
+The layers of the prompts and the outline show the state of the controller; prompts can also be edited in their layers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DRAWN_AS = {
 SOURCE_KEY = 'unsam_image'
 _FOLLOWED_KEY = 'unsam_follows'
 _OUTLINE_WIDTH = 2.5  # in screen pixels
-_ZOOM_TOLERANCE = 1.3  # factor by which the outline's width may be off before it is redrawn
+_ZOOM_TOLERANCE = 1.3  # factor by which the outline's width may differ from `_OUTLINE_WIDTH`
 
 
 def object_colours() -> CyclicLabelColormap:
@@ -56,7 +56,7 @@ def object_colours() -> CyclicLabelColormap:
 
 
 def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
-    """Arguments of a layer that lies on an image and moves with it.
+    """Arguments for a layer that lies on an image and moves with it.
 
     Args:
         frame: Frame of the image.
@@ -78,19 +78,22 @@ def move_on_image(layer: Layer, frame: Frame, origin: Sequence[float]) -> None:
 
 
 def outline_layer(frame: Frame, name: str, colour: str, **placed: Any) -> Vectors:
-    """An empty layer for outlines: segments along the sides of pixels. By default it moves with the image."""
+    """An empty layer for outlines: segments along the sides of pixels.
+
+    It moves with the image, unless `placed` has other arguments for its position.
+    """
     ndim = len(frame.shape)
     look = {'opacity': 1.0, 'edge_color': colour, 'vector_style': 'line'}
     return Vectors(np.zeros((0, 2, ndim)), ndim=ndim, name=name, **look, **(placed or following(frame)))
 
 
 def is_of(layer: Layer, image: Image) -> bool:
-    """Whether a layer shows the prompts, the current mask or the objects of an image."""
+    """True if a layer shows the prompts, the current mask or the objects of this image."""
     return layer.metadata.get(SOURCE_KEY) == image.unique_id
 
 
 def holds_objects(layer: Layer) -> bool:
-    """Whether a layer holds the objects of an image."""
+    """True if a layer contains the objects of any image."""
     return isinstance(layer, Labels) and SOURCE_KEY in layer.metadata
 
 
@@ -138,10 +141,11 @@ class PromptLayers:
     """The layers of the prompts on an image and of the outline of the current mask.
 
     Attributes:
-        is_shown: Whether `show` was called.
+        is_shown: True after the first call of `show`.
         points: Clicks; not drawn before `show` or `show_prompts`.
-        shapes: Boxes, outlines and scribbles; None before `make_shapes`, since napari's first Shapes layer takes half a second.
-        preview: The outline, whose drawing time does not depend on the size of the plane; None before `make_preview`.
+        shapes: Boxes, outlines and scribbles; None before `make_shapes`, since the first Shapes layer of napari takes
+            half a second.
+        preview: The outline; its drawing time does not depend on the size of the plane. None before `make_preview`.
     """
 
     def __init__(self, viewer: ViewerModel, frame: Frame, plane: Plane, bind: Callable[[Layer], None]) -> None:
@@ -189,7 +193,7 @@ class PromptLayers:
         return self.shapes
 
     def show(self) -> None:
-        """Makes the layer of clicks visible, once; napari takes as long for that as for making the layer."""
+        """Makes the layer of clicks visible, once; this takes as long as making the layer."""
         if not self.is_shown:
             self.is_shown = self.points.visible = True
 
@@ -200,7 +204,7 @@ class PromptLayers:
         points.selected_data = set()
         points.data = np.array([point.position for point in prompts.points]).reshape(-1, self._ndim)
         polarities = [point.polarity for point in prompts.points]
-        if {*polarities, *self._drawn} - {Polarity.POSITIVE}:  # each of these redraws all points
+        if {*polarities, *self._drawn} - {Polarity.POSITIVE}:  # each assignment redraws all points
             points.face_color = [COLOURS[polarity] for polarity in polarities] or COLOURS[Polarity.POSITIVE]
             points.symbol = [SYMBOLS[polarity] for polarity in polarities] or SYMBOLS[Polarity.POSITIVE]
             points.refresh()
@@ -296,7 +300,7 @@ def after_shapes_event(
         event: Data event of the layer.
         layer: The layer of shapes.
         prompts: The prompts before the edit.
-        polarity: Polarity of added scribbles.
+        polarity: Polarity of added scribbles; other added shapes are positive.
         object_id: Object of added shapes.
     """
     action = str(event.action)

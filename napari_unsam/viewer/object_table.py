@@ -30,8 +30,8 @@ class ObjectTable:
     Args:
         labels: The layer.
         is_empty: True if the layer has no objects; the array is not read then.
-        view: Returns the position of the viewer's sliders. If the layer is redrawn although neither it nor the display
-            settings of the layer have changed, pixels have changed, and all objects are counted again.
+        view: Returns the position of the viewer's sliders. If the layer is redrawn although neither this position nor
+            its display settings have changed, its pixels must have changed, and all objects are counted again.
         on_painted: Called with this table and the changes after napari's tools have painted.
 
     Attributes:
@@ -47,14 +47,14 @@ class ObjectTable:
     ) -> None:
         self.labels, self._view, self._on_painted = labels, view, on_painted
         self._is_writing = False
-        # Boxes hold all pixels of a label; they may be too large.
+        # Each box contains all pixels of its label; it may be too large.
         self._boxes: dict[int, Slices] = {} if is_empty else boxes_of(labels.data)
         self._areas = self._count()
         self._axes: dict[int, tuple[int, int]] = {}
-        self._painted_labels: set[int] = set()  # their areas have to be counted again
+        self._painted_labels: set[int] = set()  # labels whose areas have to be counted again
         self.highest = max(self._boxes, default=0)
         self._rows = _with_columns(labels.features)
-        self._has_new_rows = False  # that the layer does not show yet
+        self._has_new_rows = False  # True if the layer does not show `_rows` yet
         self._display_before = self._display() if labels.visible or is_empty else None
         self.open()
 
@@ -69,7 +69,7 @@ class ObjectTable:
         )
 
     def replace_rows(self, labels: Sequence[int], rows: pd.DataFrame) -> pd.DataFrame:
-        """Replaces the rows of some labels and returns the old ones; the layer shows the new rows after the next write."""
+        """Replaces the rows of some labels and returns the old ones; the layer shows new rows after the next write."""
         known = self._all_rows()
         is_theirs = known['index'].isin(labels)
         self._rows, self._has_new_rows = _joined(known[~is_theirs], rows), True
@@ -125,7 +125,7 @@ class ObjectTable:
     def _show_written(self, counts: Sequence[Counts]) -> None:
         """Redraws the layer and updates its rows.
 
-        Pixels are changed in the array itself, since napari's own undo would keep 36 bytes for each.
+        Pixels are changed in the array itself, since napari's own undo would need 36 bytes for each pixel.
         """
         self._is_writing = True
         try:
@@ -146,7 +146,7 @@ class ObjectTable:
                 self.highest = max(self.highest, label)
 
     def _display(self) -> object:
-        """Everything that has the layer redrawn with the same pixels when it changes."""
+        """All values whose change makes napari redraw the layer although its pixels are the same."""
         labels = self.labels
         selected = labels.selected_label if labels.show_selected_label else None
         placed = (labels.scale, labels.translate, labels.rotate, labels.shear, labels.affine.affine_matrix)
@@ -174,7 +174,7 @@ class ObjectTable:
             counts = change.counts
             self._extend_boxes(counts, change.box)
             self._painted_labels.update(counts)
-        if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari writes and redraws next
+        if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari will write and redraw
             self._count_painted()
         self._on_painted(self, changes)
 
@@ -235,9 +235,9 @@ class ObjectTable:
 
 
 class WriteObjects:
-    """Objects written into a Labels layer as one action; also erases and overwrites.
+    """The action that writes, overwrites and erases objects in a Labels layer.
 
-    Undo does not touch pixels that were changed later. Only the changes are stored, not the masks.
+    Undo leaves pixels that were changed later. After the first `do`, only the changes are stored, not the masks.
 
     Args:
         name: What the user did.
@@ -294,7 +294,7 @@ class WriteObjects:
 
 
 def object_granularity(mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int, int] = (-2, -1)) -> float:
-    """Granularity of an object in [0, 1]: the mean over the planes that contain pixels of it.
+    """Granularity of an object in [0, 1]: the mean over the planes that contain pixels of it; 0 for an empty mask.
 
     Args:
         mask: Bool mask of the object within any box, with as many axes as the array.

@@ -24,9 +24,10 @@ class ObjectWrite:
         box: Box in the labels array: one slice per axis.
         mask: Bool, shape of the box.
         label: The value to write; 0 erases.
-        features: Columns of its row in the table: score, parent_id, level, ... `area_px` and `granularity` are computed.
+        features: Columns of its row in the table, such as score, parent_id and level; `area_px` and `granularity` are
+            computed.
         axes: The two axes of the array that its planes span; granularity is relative to the area of a plane.
-        replaces: Only pixels that have this label when it is written are written to; None for all.
+        replaces: If given, only those pixels are written that have this label at that time.
     """
 
     box: tuple[slice, ...]
@@ -48,7 +49,7 @@ class ObjectWrite:
 def renumbered(writes: Sequence[ObjectWrite], offset: int) -> list[ObjectWrite]:
     """Objects with `offset` added to their labels and to those of their parents.
 
-    If the highest would not fit in uint32, objects are numbered from `offset` + 1 instead.
+    If the highest label would not fit in uint32, objects are numbered from `offset` + 1 instead.
     """
     labels = sorted({write.label for write in writes})
     new = {label: label + offset for label in labels}
@@ -67,7 +68,8 @@ def with_parent_renumbered(
     Args:
         features: Columns of the row.
         new: The new labels of objects by their old ones.
-        keep_absent: Keep a parent without a new label. By default it is removed, since another object may have its label.
+        keep_absent: True to keep a parent without a new label. By default it is removed, since another object may have
+            its label.
     """
     row = dict(features)
     parent, layer = row.get('parent_id'), row.get('parent')
@@ -81,7 +83,7 @@ def with_parent_renumbered(
 
 
 def limited_to_free(writes: Iterable[ObjectWrite], array: np.ndarray, own: Collection[int] = ()) -> list[ObjectWrite]:
-    """Objects without the pixels that other objects have, and without those that have no pixel left.
+    """Removes the pixels that other objects have from objects to write, and drops objects without any pixel left.
 
     Args:
         writes: The objects; those with label 0, which erase, are not changed.

@@ -51,7 +51,7 @@ class Objects:
         return next((layer for layer in found if layer.data.shape == shape), None)
 
     def prepare(self) -> bool:
-        """Makes or draws the layer ahead of the first commit, one step per call; returns False if nothing was left to do."""
+        """Makes or draws the layer ahead of the first commit, one step per call; returns False if nothing was left."""
         if self.current not in self._tables:
             self._ensure(is_drawn=False)
             return True
@@ -100,7 +100,7 @@ class Objects:
             layer: The layer to write to; by default that of the chosen image.
 
         Raises:
-            UnSAMError: If the image of that layer was removed, or its dtype is too small for a label.
+            UnSAMError: If the image of that layer was removed, or the layer's dtype is too small for a label.
         """
         table = self.table(layer)
         highest, dtype = max((write.label for write in writes), default=0), np.dtype(table.labels.data.dtype)
@@ -110,9 +110,9 @@ class Objects:
         return WriteObjects(name, table, writes, self._on_changed, self._restoring(table))
 
     def unused(self, image: Image) -> list[Labels]:
-        """The layers of an image that never had an object, including deleted layers."""
+        """The layers of an image that never had an object."""
         known = [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
-        return [labels for labels in known if not object_boxes(labels.data)]  # scripts may write unnoticed
+        return [labels for labels in known if not object_boxes(labels.data)]  # scripts may write without an event
 
     def removed(self, layer: Layer) -> bool:
         """Closes the table of a layer that was removed from the viewer; returns False if it had none."""
@@ -186,7 +186,7 @@ class Objects:
         self._replace_undo(table.labels)
 
     def _replace_undo(self, labels: Labels) -> None:
-        """Redirects the layer's undo and redo to the history of the session; napari's own knows brush strokes only."""
+        """Redirects the layer's undo and redo to the session's history; napari's own contains brush strokes only."""
         controller, after_stroke = self._session.controller, self._session.inputs.unless_drawing
         labels.undo, labels.redo = after_stroke(controller.undo), after_stroke(controller.redo)
 

@@ -1,4 +1,4 @@
-"""Objects that are kept for a later commit, and the commit of all of them."""
+"""Pending objects, which wait for a later commit, and the commit of all of them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class PendingObjects:
         """Writes the pending objects of all planes and the current mask into the layer of objects, as one action.
 
         Args:
-            with_shown: Whether to include the current mask.
+            with_shown: True to include the current mask.
         """
         self._session.controller.reporting(self._commit)(with_shown)
 
@@ -126,7 +126,7 @@ class PendingObjects:
         return writes, done, len(candidates) - len(writes)
 
     def show(self, pending: tuple[PendingObject, ...], shape: tuple[int, ...]) -> None:
-        """Draws the outlines."""
+        """Draws the outlines of pending objects; `shape` is the shape of the array."""
         if pending == self._shown:
             return
         if self.outlines is None:
@@ -136,7 +136,7 @@ class PendingObjects:
         self.outlines.data = np.concatenate([np.zeros((0, 2, len(shape))), *outlines])
 
     def detach(self) -> Vectors | None:
-        """Detaches the layer of the outlines and returns it."""
+        """Stops using the layer of the outlines and returns it, so that it can be removed; None if there is none."""
         outlines, self.outlines, self._shown = self.outlines, None, ()
         if outlines is not None:
             self._session.inputs.unbind(outlines)

@@ -29,8 +29,8 @@ class SessionPort(Protocol):
         history: Actions to undo and redo.
         inputs: Mouse and keys.
         later: Runs a function after napari has handled the current event.
-        keep_existing: Whether pixels of existing objects are protected.
-        image_changed: Emitted when another image, none, or other channels of it are being segmented.
+        keep_existing: True if new objects do not overwrite pixels of existing ones.
+        image_changed: Emitted when another image or none was chosen, or other channels of the image.
         objects_changed: Emitted when objects were written or a write was undone.
         image: The chosen image.
         objects: The layer of its objects; None before it is made.

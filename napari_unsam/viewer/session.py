@@ -40,21 +40,22 @@ _TOOLS = {ShapeKind.BOX: 'add_rectangle', ShapeKind.OUTLINE: 'add_polygon_lasso'
 
 
 class ViewerSession:
-    """One controller in one viewer.
+    """Connects one controller to one viewer.
 
     Args:
         viewer: The viewer.
         controller: The controller.
-        later: Runs a function after napari has handled the current event; by default at once, for viewers without a window.
+        later: Runs a function after napari has handled the current event; by default it runs at once, for viewers
+            without a window.
 
     Attributes:
         image: The image being segmented; see `set_image`.
         inputs: Mouse and keys.
         stack: Precomputes all planes of the image.
-        pending: Objects kept for a later commit.
-        keep_existing: Whether pixels of existing objects are protected.
-        image_changed: Emitted when another image, none, or other channels of it are being segmented.
-        contrast_changed: Emitted at each step of the contrast slider; call `reanalyse` when the slider rests.
+        pending: Objects that wait for a later commit.
+        keep_existing: True if new objects do not overwrite pixels of existing ones.
+        image_changed: Emitted when another image or none was chosen, or other channels of the image.
+        contrast_changed: Emitted at each step of the contrast slider; call `reanalyse` when the slider has stopped.
         objects_changed: Emitted when objects were written or a write was undone.
         tool_changed: Emitted with the new `tool` when it changes.
         exported: Emitted when the objects of the image were written to a file.
@@ -75,7 +76,7 @@ class ViewerSession:
         self.viewer, self.controller, self.later = viewer, controller, later
         self.keep_existing = True
         self.image: Image | None = None
-        self._is_outdated = False  # the prompt layers do not show the current prompts
+        self._is_outdated = False  # True if the prompt layers do not show the current prompts
         self._tool: ShapeKind | None = None
         self._sources = Sources()
         self._prompt_layers: PromptLayers | None = None
@@ -131,11 +132,11 @@ class ViewerSession:
 
     @property
     def channels(self) -> Channels | LayerChannels | None:
-        """The channels of the image that the model sees, along an axis or in several layers; None for a single layer."""
+        """The channels that the model sees, along an axis or in several layers; None for the image layer itself."""
         return self._sources.channels(self.image)
 
     def set_image(self, image: Image | None) -> None:
-        """Chooses the image to segment."""
+        """Chooses the image to segment, or none. Removes the prompt layers and unused layers of the previous one."""
         if image is self.image:
             return
         self._drop_prompt_layers()
@@ -197,7 +198,7 @@ class ViewerSession:
         """The layer of objects of the image, made if there is none.
 
         Raises:
-            UnSAMError: If no image is chosen.
+            UnSAMError: If no image is chosen, the memory is too small, or the image has too many axes.
         """
         return self._objects.ensure()
 
@@ -224,7 +225,8 @@ class ViewerSession:
             layer: A layer from `ensure_objects`; by default that of the current image.
 
         Raises:
-            UnSAMError: If no image is chosen, or the image of the layer was removed.
+            UnSAMError: If no image is chosen, the image of the layer was removed, or the layer's dtype is too small
+                for a label.
         """
         return self._objects.writing(name, writes, layer)
 
@@ -270,7 +272,7 @@ class ViewerSession:
         return layers.shapes
 
     def prepare(self) -> bool:
-        """Makes layers ahead of the first click, commit or stroke, one step per call; returns False if nothing was left."""
+        """Makes layers ahead of the first click, commit or stroke, one step per call; returns False if none is left."""
         if self._objects.add_table():
             return True
         if self.controller.target is None:
@@ -292,14 +294,14 @@ class ViewerSession:
             self._prompt_layers.fit_width()
 
     def click(self, world: Any, polarity: Polarity | None = None) -> bool:
-        """Adds a click at a position in world coordinates; returns False, and shows the reason, if there can be none."""
+        """Adds a click at world coordinates; if that is not possible, shows the reason and returns False."""
         if self.image is None:
             self.controller.show_problem(NO_IMAGE)
             return False
         return self.controller.add_prompt(self.frame.to_data(world), polarity)
 
     def commit(self) -> None:
-        """Writes the current mask and the pending objects into the layer of objects; waits for the answer to the last click."""
+        """Writes the current mask and the pending objects as objects of the layer, after the last click is answered."""
         self.controller.when_answered(self.pending.commit)
 
     def next_object(self) -> None:
@@ -404,7 +406,7 @@ class ViewerSession:
         self._update_prompts()
 
     def _update_prompts(self) -> None:
-        """Draws the current prompts; waits for the mask if that comes at once, since drawing twice would delay it."""
+        """Draws the current prompts; waits for the mask if it comes at once, since drawing twice would delay it."""
         controller = self.controller
         comes_at_once = controller.is_answering and not controller.is_busy and not controller.is_loading
         if self._is_outdated and not comes_at_once:

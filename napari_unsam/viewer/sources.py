@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """The images of a session."""
+    """The images that were chosen in a session, each with its channels."""
 
     pixels_changed = Signal(object)
     """Emitted with each image whose pixels have changed."""

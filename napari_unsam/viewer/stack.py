@@ -17,7 +17,7 @@ _LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferen
 
 
 class SlicePrecomputer:
-    """Precomputes the planes of the target image on disk, and loads them when they come into view.
+    """Analyses the planes of the target image in advance, stores them on disk, and loads them when they come into view.
 
     Args:
         controller: The controller.
@@ -32,7 +32,7 @@ class SlicePrecomputer:
 
     @property
     def is_stack(self) -> bool:
-        """Whether the image has more planes than the one in view."""
+        """True if the image has more planes than the one in view."""
         target = self._controller.target
         if target is None:
             return False
@@ -71,7 +71,7 @@ class SlicePrecomputer:
         controller.run(f'Precomputing {len(targets)} slices', work, done)
 
     def close(self) -> None:
-        """Disconnects from the session."""
+        """Disconnects from the controller."""
         self._controller.target_changed.disconnect(self._load)
 
     def forget(self, source: Hashable) -> None:

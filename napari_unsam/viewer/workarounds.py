@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def load_units() -> None:
-    """Has napari load its table of units, which every layer needs; call it in the GUI's thread.
+    """Makes napari load its table of units, which every layer needs; call it in the GUI's thread.
 
-    pint's table is not thread-safe: if another thread loaded it, an image that the user opens at that time could fail.
+    pint's table is not thread-safe: if another thread loaded it, opening an image at that time could fail.
     """
     Affine(ndim=2)
 
 
 def load_layer_kinds() -> None:
-    """Has napari load pandas and compile numba functions, which takes most of the time of its first Points and Labels layers.
+    """Makes napari load pandas and compile numba functions, so that its first Points and Labels layers take less time.
 
     May be called in any thread after `load_units`.
     """
@@ -35,7 +35,7 @@ def load_layer_kinds() -> None:
 def remove_layers(viewer: ViewerModel, layers: Sequence[Layer | None]) -> None:
     """Removes layers from a viewer, even if they are locked.
 
-    In one batch, since napari runs the garbage collector after each removal, which takes 0.2 s.
+    They are removed in one batch, since napari runs the garbage collector after each single removal, which takes 0.2 s.
     """
     present = [layer for layer in layers if layer is not None and layer in viewer.layers]
     if present:
@@ -58,7 +58,7 @@ def redraw(layer: Layer, extent: bool = True) -> None:
 
     Args:
         layer: The layer.
-        extent: Whether its extent may have changed.
+        extent: True if the extent of the layer may have changed.
     """
     layer.refresh(extent=extent, thumbnail=False, highlight=False)
 
@@ -77,8 +77,8 @@ def clear_layer_history(labels: Labels) -> None:
 class GuardedCallback:
     """Replaces a callback of napari by one that calls it only for events that the plugin does not handle.
 
-    napari calls all callbacks of a list, even for handled events: Alt+wheel would also change the active layer, and a double
-    click would zoom.
+    napari calls all callbacks of a list, even for handled events: Alt+wheel would also change the active layer, and a
+    double click would zoom.
 
     Args:
         callbacks: napari's list of callbacks; if it lacks the function, the new callback is added at the end.

@@ -1,7 +1,7 @@
 """Links regions of slices or frames to objects by their overlap.
 
-The regions of two slices are paired by the assignment with the largest sum of IoUs. An object may be missing in a few slices
-in a row (`LinkSettings.max_gap`), so that one missed slice does not cut it in two.
+The regions of two slices are paired by the assignment with the largest sum of IoUs. An object may be missing in a few
+slices in a row (`LinkSettings.max_gap`), so that one missed slice does not cut it in two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class LinkSettings:
     Attributes:
         min_iou: Minimum IoU of two linked regions.
         max_gap: Maximum number of slices in a row in which an object may be missing.
-        min_extent: Minimum number of slices that contain the object; smaller objects are dropped.
+        min_extent: Minimum number of slices that contain an object; objects in fewer slices are dropped.
     """
 
     min_iou: float = 0.3
@@ -32,7 +32,7 @@ class LinkedRegion:
     """One region of one slice, as a part of an object.
 
     Attributes:
-        z: Number of the slice.
+        z: Index of the slice.
         region: Label of the region in that slice.
         iou: IoU with the previous region of the object; 1 for the first.
     """
@@ -46,7 +46,7 @@ def overlaps(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
     """Pairs of regions of two (H, W) label maps that share pixels; 0 is background.
 
     Returns:
-        (P, 2) labels of the pairs, (P,) their intersections in pixels, and the areas of both maps' regions by label.
+        (P, 2) labels of the pairs, (P,) their intersections in pixels, and for each map the areas in pixels by label.
     """
     labels, others = np.asarray(labels, np.int64), np.asarray(others, np.int64)
     areas, other_areas = np.bincount(labels.ravel()), np.bincount(others.ravel())
@@ -56,7 +56,7 @@ def overlaps(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def overlap_ious(labels: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 2) labels and (P,) IoUs of the pairs of regions of two (H, W) label maps that share pixels; 0 is background."""
+    """(P, 2) labels and (P,) IoUs of the pairs that `overlaps` finds in two (H, W) label maps; 0 is background."""
     pairs, shared, areas, other_areas = overlaps(labels, others)
     return pairs, shared / (areas[pairs[:, 0]] + other_areas[pairs[:, 1]] - shared)
 
@@ -69,7 +69,8 @@ def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings
         settings: When regions are linked.
 
     Returns:
-        The regions of each object, at most one per slice, sorted by slice; objects are sorted by first slice, then by region.
+        The regions of each object, at most one per slice, sorted by slice. The objects are sorted by their first slice,
+        then by their region in it.
     """
     objects: list[list[LinkedRegion]] = []
     of_region: dict[tuple[int, int], list[LinkedRegion]] = {}
@@ -79,7 +80,7 @@ def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings
             if z - gap < 0:
                 break
             for region, other, iou in _best_pairs(label_maps[z - gap], labels, settings.min_iou):
-                # Skips regions that have an object already, and objects that were continued in between.
+                # Skips regions that belong to an object already, and objects that continue in a slice in between.
                 linked = of_region.get((z - gap, region))
                 if other in free and linked is not None and linked[-1].z == z - gap:
                     free.discard(other)
@@ -93,7 +94,7 @@ def link(label_maps: Sequence[np.ndarray], settings: LinkSettings = LinkSettings
 
 
 def _best_pairs(labels: np.ndarray, others: np.ndarray, min_iou: float) -> list[tuple[int, int, float]]:
-    """The one-to-one pairs of regions with the largest sum of IoUs, of those with an IoU of at least `min_iou`."""
+    """The one-to-one pairs of regions with the largest sum of IoUs; each pair has an IoU of at least `min_iou`."""
     from scipy.optimize import linear_sum_assignment  # slow to import, so not when the dock opens
 
     pairs, ious = overlap_ious(labels, others)

@@ -1,10 +1,11 @@
 """Finds the mask of an object in the next slice.
 
-Each pixel near the previous mask gets log odds of belonging to the object: from its distance to the outline of that mask, and
-from its grey value or colour, by the histograms of the object and its surroundings in the slice where the mask is known.
-Candidates are regions of the trees, so that outlines follow the image: the best region of each tree and its best set of
-regions. The candidate with the largest expected IoU is chosen. The answers of the engine to a click and a box can be
-candidates too, but did not improve the results on the stack of micrographs that was tested.
+Each pixel near the previous mask has log odds of belonging to the object. They are the sum of two terms: one for its
+distance to the outline of that mask, and one for its grey value or colour, from the histograms of the object and its
+surroundings in the slice where the mask is known. Candidates are regions of the trees, so that outlines follow the
+image: the best region of each tree and its best set of regions. The candidate with the largest expected IoU is chosen.
+The answers of the engine to a click and a box can be candidates too, but did not improve the results on the one stack
+of micrographs that was tested.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from unsam_mm.masks.granularity import area_granularity
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
 _BLUR_PX = 1.5  # suppresses the noise of single pixels
-_GREY_BINS, _COLOUR_BINS = 16, 6  # of a grey image, and of each channel of a colour image
+_GREY_BINS, _COLOUR_BINS = 16, 6  # for a grey image, and for each channel of a colour image
 _MIN_SHARE = 0.01  # added to all shares of a histogram, so that none is 0
 _MAX_LOG_SHARE = 3.0
 _MAX_LOG_ODDS = 4.0
-# Chosen on the 31 objects of one stack of micrographs.
-_MOTION = 0.15  # of an outline from one slice to the next, as a share of the object's radius
+# The next two were chosen on the 31 objects of one stack of micrographs.
+_MOTION = 0.15  # typical shift of an outline from one slice to the next, as a share of the object's radius
 _REGION_COST = 40.0  # of each region of a set, in log odds for an object of 100 px; proportional to the radius
 
 
 class SliceState(Enum):
-    """Where the mask of a slice comes from."""
+    """How the mask of a slice was obtained: known, found by propagation, or empty because the object has ended."""
 
     CORRECTED = 'corrected'
     PROPAGATED = 'propagated'
@@ -41,14 +42,14 @@ class SliceState(Enum):
 
 @dataclass(frozen=True, eq=False)
 class SliceMask:
-    """An object in one slice.
+    """The mask of an object in one slice.
 
     Attributes:
         crop: The mask; empty where the object has ended.
         iou: IoU with the mask of the previous slice in the direction of propagation; 1 for known masks.
         score: Expected IoU with the object, in [0, 1].
         granularity: Granularity of the mask, in [0, 1].
-        state: Where the mask comes from.
+        state: How the mask was obtained.
     """
 
     crop: BoxMask
@@ -59,7 +60,11 @@ class SliceMask:
 
 
 def colour_bins(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) int64 histogram bins of the smoothed grey values or colours of an image, (H, W) or (H, W, 3) uint8."""
+    """(H, W) int64: histogram bin of the smoothed grey value or colour of each pixel of a uint8 image.
+
+    Args:
+        pixels: (H, W) or (H, W, 3) uint8 image.
+    """
     pixels = np.asarray(pixels)
     channels = [pixels] if pixels.ndim == 2 else [pixels[..., i] for i in range(pixels.shape[2])]
     n_bins = _GREY_BINS if len(channels) == 1 else _COLOUR_BINS
@@ -86,7 +91,7 @@ def appearance_of(crop: BoxMask, bins: np.ndarray) -> np.ndarray:
 
 
 def _shares(bins: np.ndarray) -> np.ndarray:
-    """(B,) smoothed histogram."""
+    """(B,) smoothed histogram, as shares of the number of pixels."""
     counts = np.bincount(bins, minlength=_COLOUR_BINS**3) / max(len(bins), 1)
     return ndimage.convolve1d(counts, [0.25, 0.5, 0.25], mode='constant')
 
@@ -101,11 +106,11 @@ def match_mask(
     """Finds the mask of an object in a slice from its mask in the previous slice.
 
     Args:
-        embedded: The slice; one without a hierarchy (analysed in windows) has only the engine's answers as candidates.
+        embedded: The slice; without a hierarchy (if analysed in windows), only the engine's answers are candidates.
         previous: The previous mask; not empty.
         appearance: (B,) log odds from `appearance_of`.
         bins: (H, W) bins of this slice, from `colour_bins`.
-        ask_engine: Whether answers of the engine are candidates too, which takes most of the time.
+        ask_engine: True if answers of the engine are candidates too; they take most of the time.
 
     Returns:
         The mask; empty, with score 0, if no candidate overlaps the previous mask.
@@ -132,7 +137,7 @@ def match_mask(
 
 
 def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> float:
-    """The expected IoU of a known mask in its own slice, which is the best that matches of the object can reach."""
+    """The expected IoU of a known mask in its own slice; the scores of matches in other slices are compared with it."""
     probs = _pixel_probs(crop, appearance, bins)
     return probs.expected_iou(crop.within(probs.box_xyxy))
 
@@ -143,7 +148,7 @@ class _PixelProbs:
 
     Attributes:
         box_xyxy: Box of these pixels.
-        log_odds: (h, w) float log odds; outside the box they are the lowest possible.
+        log_odds: (h, w) float log odds; a pixel outside the box counts as -2 * `_MAX_LOG_ODDS`.
         prob: (h, w) float probabilities in [0, 1].
     """
 
@@ -187,14 +192,14 @@ def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int) -> list[Bo
 
 
 def deepest_point(crop: BoxMask) -> np.ndarray:
-    """(2,) x and y of the pixel of a mask that is farthest from its outline."""
+    """(2,) float x and y of the pixel of a mask that is farthest from its outline."""
     depth = ndimage.distance_transform_edt(np.pad(crop.mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return np.array([column + crop.box_xyxy[0], row + crop.box_xyxy[1]], float)
 
 
 def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
-    """The connected component that overlaps most with the previous mask, its holes filled; None if there is no overlap."""
+    """The component with the largest overlap with the previous mask, its holes filled; None if none overlaps."""
     parts, count = ndimage.label(mask)
     shared = np.bincount(parts[previous], minlength=count + 1)
     shared[0] = 0

@@ -21,8 +21,9 @@ from napari_unsam.volumes.matching import (
 )
 from unsam_mm.masks.granularity import area_granularity
 
-_MIN_SCORE = 0.7  # expected IoU, as a share of that of the known mask in its own slice, below which an object ends
-_MIN_AREA = 0.02  # share of its largest area at which an object ends
+# An object ends below this expected IoU, as a share of the expected IoU of the known mask in its own slice.
+_MIN_SCORE = 0.7
+_MIN_AREA = 0.02  # an object ends at this share of its largest area so far, or less
 
 Anchors = Mapping[int, Mapping[int, BoxMask]]
 """The known masks of each object, by label and slice; an empty mask means that the object is not in that slice."""
@@ -41,9 +42,9 @@ class PropagationSettings:
     """How objects are propagated.
 
     Attributes:
-        min_iou: Minimum IoU of a mask with that of the previous slice; below it the object ends.
+        min_iou: Minimum IoU with the mask of the previous slice; below it, the object ends.
         direction: Direction of propagation.
-        ask_engine: Whether the engine is asked for candidate masks too, which takes most of the time.
+        ask_engine: True if answers of the engine are candidate masks too; they take most of the time.
     """
 
     min_iou: float = 0.35
@@ -52,6 +53,7 @@ class PropagationSettings:
 
 
 Found = dict[int, SliceMask]
+"""The masks of one object, by slice."""
 
 
 def propagate(
@@ -64,12 +66,12 @@ def propagate(
 ) -> dict[int, Found]:
     """Finds objects in the slices where they are not known yet.
 
-    Objects do not overlap: a pixel goes to the object with the largest score, and known masks come first. Between two known
-    slices, an object is propagated from both, and the two halves are joined where they agree best; beyond them, it is
-    propagated until it ends.
+    Objects do not overlap: a pixel goes to the object with the largest score; known masks take precedence. Between two
+    known slices, an object is propagated from both, and the two halves are joined where they agree best. Before the
+    first and after the last known slice, it is propagated until it ends.
 
     Args:
-        plane: Returns an analysed slice; called at most twice for each.
+        plane: Returns the analysed slice of an index; called at most twice for each slice.
         pixels: Returns the same slice as an image, (H, W) or (H, W, 3) uint8.
         anchors: The known masks within the range, at least one that is not empty for each object.
         z_range: First and last slice, the last exclusive.
@@ -106,7 +108,7 @@ class _Track:
         appearance: Appearance of the object in its last known slice.
         appearance_score: Expected IoU of the known mask in that slice.
         largest_px: The largest area so far.
-        is_over: Whether the object has ended; it begins again in the next slice where it is known.
+        is_over: True if the object has ended; it begins again in the next slice where it is known.
     """
 
     slices: Found
@@ -118,7 +120,7 @@ class _Track:
 
 
 class _Sweep:
-    """All objects, slice by slice in one direction."""
+    """Propagates all objects, slice by slice in one direction."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class _Sweep:
         self._plane, self._pixels, self._known, self._settings = plane, pixels, known, settings
 
     def advance(self, tracks: dict[int, _Track], z: int, step: int) -> None:
-        """Finds all objects that have begun in slice z, and begins those that are known there."""
+        """Finds in slice z the objects that have begun before, and begins those that have a known mask there."""
         here = [label for label, slices in self._known.items() if z in slices]
         going = [
             label for label, track in tracks.items() if label not in here and self._is_wanted(label, track, z, step)
@@ -186,7 +188,7 @@ class _Sweep:
 
 
 def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:
-    """Joins both directions: between two known slices, masks come from the lower one up to a seam, and then from the upper."""
+    """Joins both directions; between two known slices, masks come from the lower one up to a seam, then the upper."""
     known_zs = sorted(known)
     joined = {z: (forward if z in forward else back)[z] for z in known_zs}
     joined |= {z: found for z, found in back.items() if z < known_zs[0]}
@@ -207,9 +209,9 @@ def _present(found: Found, z: int) -> SliceMask | None:
 
 
 def _meeting_slice(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
-    """The last slice of a gap whose mask comes from below: that with the largest product of the IoUs from slice to slice.
+    """The last slice of a gap whose mask comes from the lower known slice; one before the gap if there is none.
 
-    It is a product, not a sum, since one bad slice should count.
+    It maximises the product of the IoUs of adjacent slices; in a sum, one bad slice would count too little.
     """
 
     def log_iou(found: Found, z: int) -> float:

@@ -56,7 +56,7 @@ class StackSettings:
 
     Attributes:
         regions: Which regions of each slice are linked.
-        level: Level of the regions, for `Regions.LEVEL`.
+        level: Level of the regions in [0, 1], for `Regions.LEVEL`.
         min_area_px: Minimum area of a region in a slice.
         max_share: Maximum area of a region as a share of its slice; larger ones are background.
         side: Brightness of objects relative to their surroundings.
@@ -95,11 +95,11 @@ class VolumeSegmenter:
     """Objects across the slices of the image of a session.
 
     Attributes:
-        changed: Emitted when any of these, `axes`, `strip` or `labels` has changed.
+        changed: Emitted when a method has changed `axis`, `z_range`, `label`, `axes`, `strip` or `labels`.
         axis: The axis to propagate along; None if there is none.
         z_range: First and last slice to use, the last exclusive; None for all.
         settings: Settings of propagation.
-        label: The object that the strip shows; 0 for none.
+        label: The object whose masks are in `strip`; 0 for none.
     """
 
     changed = Signal()
@@ -123,7 +123,7 @@ class VolumeSegmenter:
 
     @property
     def axes(self) -> list[int]:
-        """The axes that have a slider, the last one first, which is the likeliest choice."""
+        """The axes that have a slider, the last one first since it is the most likely choice."""
         target = self.session.controller.target
         if target is None:
             return []
@@ -138,7 +138,7 @@ class VolumeSegmenter:
 
     @property
     def strip(self) -> Found:
-        """The masks of the object that the strip shows, by slice."""
+        """The propagated masks of object `label`, by slice, for the panel's strip of bars; empty if there are none."""
         return dict(self._run.found.get(self.label, {})) if self._is_run_here() else {}
 
     @property
@@ -153,7 +153,7 @@ class VolumeSegmenter:
             self.changed.emit()
 
     def show(self, label: int) -> None:
-        """Chooses the object that the strip shows."""
+        """Chooses the object whose masks are in `strip`."""
         self.label = label
         self.changed.emit()
 
@@ -235,7 +235,7 @@ class VolumeSegmenter:
 
         def done(result: tuple[list[ObjectWrite], TrackTable | None]) -> None:
             writes, table = result
-            # Only now, since objects may have been committed in the meantime.
+            # Labels are chosen only now, since objects may have been committed in the meantime.
             writes = renumbered(writes, session.next_label(layer) - 1)
             writes = limited_to_free(writes, layer.data) if keep else writes
             if not writes:
@@ -259,14 +259,14 @@ class VolumeSegmenter:
         return {label: {slicing.current: crop} for label, crop in crops.items()}
 
     def _is_run_here(self) -> bool:
-        """Whether the last run was along the current slices and layer."""
+        """True if the last run was along the current slices and wrote into the current layer."""
         run, slicing = self._run, self.slicing
         if run is None or slicing is None or run.layer is not self.session.objects:
             return False
         return (run.slicing.axis, run.slicing.index(0)) == (slicing.axis, slicing.index(0))
 
     def _is_ready(self) -> bool:
-        """Whether there are slices to work on; if not, shows the reason."""
+        """True if there are slices to work on; otherwise shows the reason."""
         controller = self.session.controller
         if controller.target is None:
             controller.show_no_target()
@@ -384,7 +384,7 @@ def _linked(
 
 
 def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, BoxMask]]:
-    """The anchors of the corrected objects of a run: masks that differ from the written ones, and those that it began from."""
+    """The anchors of the corrected objects of a run: masks that were changed since, and unchanged known masks."""
     now: dict[int, dict[int, BoxMask]] = {}
     zs = sorted({z for found in run.found.values() for z in found})
     for done, z in enumerate(zs):
@@ -395,7 +395,7 @@ def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, Box
         changed = {
             z: now[z].get(label, EMPTY) for z, one in found.items() if not one.crop.equals(now[z].get(label, EMPTY))
         }
-        # If no mask is as written, the object was undone or removed rather than corrected.
+        # If all masks were changed, the object was undone or removed rather than corrected.
         kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
         known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
         if changed and kept and any(crop.area_px for crop in (known | changed).values()):

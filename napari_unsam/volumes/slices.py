@@ -1,4 +1,4 @@
-"""Reads masks of objects from the slices of a labels array, and combines them to objects to write."""
+"""Reads masks of objects from the slices of a labels array, and combines masks to objects to write."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[in
 def with_corrections(
     anchors: Anchors, found: Mapping[int, Found], slicing: SliceAxis, array: np.ndarray, zs: Iterable[int]
 ) -> dict[int, dict[int, BoxMask]]:
-    """Adds masks that the user has corrected to the anchors: masks that differ from those that the last run wrote."""
+    """Adds to the anchors the masks of the same objects in slices `zs` that the user has drawn or corrected.
+
+    These are all masks except those that are unchanged since the last run has propagated them.
+    """
     known = {label: dict(slices) for label, slices in anchors.items()}
     for z in zs:
         for label, crop in crops_of(slicing.labels(array, z), known).items():
@@ -87,7 +90,7 @@ def with_corrections(
 
 
 def mark_ended(found: Mapping[int, Found], last_run: Mapping[int, Found], zs: Iterable[int]) -> None:
-    """Adds an empty mask for each slice where the last run found an object that ends before it now."""
+    """Adds an empty mask in each slice where the last run found an object that now ends before this slice."""
     for label, slices in found.items():
         first, last = min(slices), max(slices)
         for z, one in last_run.get(label, {}).items():
@@ -100,9 +103,10 @@ def mark_ended(found: Mapping[int, Found], last_run: Mapping[int, Found], zs: It
 def object_writes(
     found: Mapping[int, Found], slicing: SliceAxis, array: np.ndarray, keep_existing: bool
 ) -> tuple[dict[int, Found], list[ObjectWrite]]:
-    """The masks, without pixels of other objects if `keep_existing`, and the objects to write.
+    """The masks and the objects to write.
 
-    In each slice in which an object was searched for, its old pixels are erased first, unless another object takes them.
+    If `keep_existing`, propagated masks lose the pixels of existing objects that are not in `found`. In each slice in
+    which an object was searched for, its old pixels are erased first, except those of any new mask.
     """
     zs = sorted({z for slices in found.values() for z in slices})
     before = {z: crops_of(slicing.labels(array, z), found) for z in zs}

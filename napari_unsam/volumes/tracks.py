@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from napari_unsam.volumes.linking import LinkedRegion, LinkSettings, link, overlaps
 
-_MIN_COVERED = 0.5  # share of each daughter's first mask that lies in the mother's last mask
-_MAX_DIVISION_GAP = 1  # in frames, between the mother's last mask and the daughter's first one
+_MIN_COVERED = 0.5  # minimum share of each daughter's first mask that lies in the mother's last mask
+_MAX_DIVISION_GAP = 1  # in frames, from the mother's last mask to the daughter's first one; 1 means adjacent frames
 _MIN_DAUGHTER_LENGTH = 2  # in frames; shorter tracks are more likely errors
 
 
@@ -22,8 +22,8 @@ class TrackTable:
 
     Attributes:
         data: (N, 4) float: track, frame, row and column of the centre of each mask.
-        graph: A list with the mother track, by daughter track.
-        regions: The regions of each track, by its number, from 1.
+        graph: For each daughter track, a list that contains its mother track.
+        regions: The regions of each track, by track number; counted from 1.
     """
 
     data: np.ndarray
@@ -37,7 +37,8 @@ def track(
 ) -> TrackTable:
     """Tracks the regions of a movie.
 
-    A mother track ends at the division: if linking continued it in one of the daughters, that part becomes a track of its own.
+    A mother track ends at the division: if linking has continued it in one of the daughters, that part becomes a track
+    of its own.
 
     Args:
         label_maps: T label maps (H, W); 0 is background.
@@ -57,11 +58,11 @@ def track(
 
 
 def _cut_at_divisions(tracks: list[list[LinkedRegion]], label_maps: Sequence[np.ndarray]) -> dict[int, int]:
-    """Finds the mother of each daughter track. Cuts mothers that continue in a daughter; the cut-off parts are appended."""
+    """Finds the mother of each daughter track. A mother's part that continues in a daughter becomes a new track."""
 
     @cache
     def covering(before: int, after: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-        """By region of frame `after` the regions of frame `before` that cover it, and by those the covered regions."""
+        """The regions of frame `before` that cover each region of frame `after`, and the regions covered by each."""
         pairs, shared, _, areas = overlaps(label_maps[before], label_maps[after])
         outer: dict[int, list[int]] = {}
         inner: dict[int, list[int]] = {}
