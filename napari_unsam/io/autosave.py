@@ -176,7 +176,8 @@ class Autosave:
     def find(self, image: Image) -> SavedSession | None:
         """The latest saved work on an image; None if there is none.
 
-        Work that was restored or belongs to an open session is left out. Work that cannot be read is reported to `on_problem` once.
+        Work that was restored or belongs to an open session is left out. Work that cannot be read is reported to
+        `on_problem` once.
         """
         found = []
         with self._wake:
