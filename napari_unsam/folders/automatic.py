@@ -1,4 +1,4 @@
-"""Automatic objects without overlaps."""
+"""Automatic segmentation: objects of an image, without prompts and without overlaps."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ class AutomaticSettings:
     """How objects are found.
 
     Attributes:
-        engine: One of `ENGINES`: the regions of merge trees, or masks of the region model.
-        level: For the tree, in [0, 1]: the regions of the cut at this level, 0 being the finest. None: the best masks that
-            do not overlap, of any size.
-        min_area_px: Smaller objects are left out, and those that are larger than a quarter of the plane.
-        side: For the tree, one of `SIDES`: whether objects are brighter or darker than their surroundings; see
-            `RegionFilter`.
-        channel: The channel to segment, if channels are not colours.
-        link: Whether to link objects of neighbouring planes or frames that overlap; see `napari_unsam.volumes.linking`.
-            Objects in one plane only are then left out.
-        granularity: For the model, in [0, 1]: the largest masks whose granularity is at most this, see
-            `unsam_mm.masks.granularity`. None: the best masks that do not overlap, of any size.
+        engine: One of `ENGINES`: 'tree' for the regions of merge trees, 'model' for masks of the region model.
+        level: For 'tree', in [0, 1]: the objects are regions of the cut at this level; 0 is the finest. None: the
+            objects are the best regions that do not overlap, of any size.
+        min_area_px: Minimum area in pixels. Objects larger than a quarter of the plane are left out, too.
+        side: For 'tree', one of `SIDES`: brightness of objects relative to their surroundings; see `RegionFilter`.
+        channel: Index of the channel to segment; ignored if the channels are red, green and blue.
+        link: True to link overlapping objects of neighbouring planes or frames; see `napari_unsam.volumes.linking`.
+            Objects in only one plane are then left out.
+        granularity: For 'model', in [0, 1]: the objects are the largest masks up to this granularity, see
+            `unsam_mm.masks.granularity`. None: the objects are the best masks that do not overlap, of any size.
+
+    Raises:
+        UnSAMError: If a value is not allowed, or does not belong to the engine.
     """
 
     engine: str = 'tree'
@@ -85,11 +87,11 @@ class AutomaticObjects:
     def __call__(self, pixels: ImagePixels, name: str = 'image') -> tuple[np.ndarray, pd.DataFrame]:
         """Returns labels, uint32 of the shape of the image, and a table with index, granularity, score and stability.
 
-        Stacks are processed plane by plane. Unless objects are linked, each has one plane. A constant plane of a stack has
-        no objects.
+        Stacks are processed plane by plane. Unless objects are linked, each lies in one plane. A constant plane of a
+        stack has no objects.
 
         Raises:
-            ImageError: If a plane cannot be segmented.
+            ImageError: If a plane cannot be segmented, or there is no such channel.
         """
         labels = np.zeros(pixels.shape, np.uint32)
         tables = [pd.DataFrame({column: np.zeros(0, int if column == 'index' else float) for column in _COLUMNS})]
@@ -136,11 +138,15 @@ class AutomaticObjects:
 
 
 def linked(labels: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """Links objects along the axis before rows and columns; an object has the means of the values of its parts.
+    """Links objects along the axis before rows and columns.
 
     Args:
         labels: (..., Z, H, W) uint32, each label in one plane only.
-        table: One row for each label, from 1.
+        table: One row for each label, in ascending order from 1.
+
+    Returns:
+        New labels of the same shape, and a table with a row for each linked object: the means over its parts. Objects
+        in only one plane are left out.
     """
     new = np.zeros(len(table) + 1, np.uint32)
     objects = (parts for front in np.ndindex(*labels.shape[:-3]) for parts in link(list(labels[front])))

@@ -34,14 +34,14 @@ _LOST = (
 
 @dataclass
 class BatchReport:
-    """The result of a run, so far.
+    """The result of a run up to now.
 
     Attributes:
         found: Number of images.
-        skipped: Number of images that earlier runs have done.
-        done: Number of images that this run has done.
+        skipped: Number of images that were done by earlier runs.
+        done: Number of images done by this run.
         n_objects: Number of objects that this run has found.
-        failed: The reason for each image that failed, by its name.
+        failed: The reason of each failure, by the name of the image.
     """
 
     found: int = 0
@@ -60,9 +60,12 @@ class BatchJob:
         out: Folder of the results; see `Results` for their names.
         settings: How objects are found.
         formats: Names of `FORMATS` to write.
-        workers: Number of processes; each takes about 1 GB of memory and an equal share of the cores.
-        resume: Whether to keep the results in `out` and process the remaining images.
-        device: Torch device, or 'auto'.
+        workers: Number of processes; each needs about 1 GB of memory and uses an equal share of the cores.
+        resume: True to keep the results in `out` and process the remaining images.
+        device: Torch device, or 'auto'; see `AutomaticObjects`.
+
+    Raises:
+        UnSAMError: If there is no format or an unknown one.
     """
 
     images: Path
@@ -87,8 +90,10 @@ class BatchJob:
 
         Raises:
             ImageError: If there are no images.
-            StoreError: If `out` cannot be written, or holds results without `resume` or of other settings.
-            WeightsError: If weights are not available.
+            StoreError: If `out` cannot be written, contains results but `resume` is False, or contains results of other
+                settings.
+            UnSAMError: If the device cannot be used.
+            WeightsError: If the weights are not available.
         """
         images, results = ImageList.of(self.images), Results(self.out)
         if self.device != 'auto':
@@ -120,7 +125,7 @@ class BatchJob:
         yield from in_processes(make, names, workers, advice, lost)
 
     def _describe(self, images: ImageList, results: Results) -> None:
-        """Writes the settings to `out`. Called before the first image, so that a wrong folder costs no time."""
+        """Checks `out` and writes the settings there, before the first image, so that a wrong folder costs no time."""
         path, settings = self.out / DESCRIPTION, asdict(self.settings)
         _check_list(self.out / FAILED)
         if not self.resume and (there := next((name for name in images.names if results.has_any(name)), None)):
@@ -142,7 +147,7 @@ class BatchJob:
         remove_leftovers(self.out)
 
     def _add_failure(self, name: str, reason: str, is_first: bool) -> None:
-        """Adds a line to the list of failed images, which is there even if the run is killed; the first replaces the file."""
+        """Adds a line to the list of failed images at once, in case the run is killed; the first replaces the file."""
         path = self.out / FAILED
         try:
             with path.open('w' if is_first else 'a', encoding='utf-8', errors='surrogateescape') as file:
@@ -164,7 +169,7 @@ class BatchWorker:
 
     Args:
         job: The job.
-        images: All its images.
+        images: All images of the job.
     """
 
     def __init__(self, job: BatchJob, images: ImageList) -> None:
@@ -172,7 +177,7 @@ class BatchWorker:
         self._find = AutomaticObjects(job.settings, job.device)
 
     def __call__(self, name: str) -> tuple[int, str | None]:
-        """Returns the number of objects and the reason if the image failed. A full disk raises and ends the run."""
+        """Returns the number of objects, and the reason if the image failed. A full disk raises, which ends the run."""
         path = self._images.path(name)
         try:
             with image_errors(path):

@@ -35,17 +35,19 @@ class ImageList:
 
     @classmethod
     def of(cls, images: str | Path) -> ImageList:
-        """The images of a folder, at any depth, without results; one image; or those of a ``.txt`` file.
+        """Lists the images below a folder, except files of results; or one image; or the images that a text file names.
 
         Args:
-            images: The folder or the file. A ``.txt`` file has one path per line, relative to its folder.
+            images: The folder, the image, or a ``.txt`` file with one path per line, absolute or relative to the folder
+                of the file. Lines that begin with ``#`` are comments, unless there is such a file.
 
         Raises:
-            ImageError: If there is no image, the same one twice, or images on several drives.
+            ImageError: If there is no image, an image is named twice, the images lie on several drives, or the file is
+                not a list of images.
         """
         images = Path(images)
         if images.suffix.lower() == '.txt' and images.is_file():
-            # Links to images keep their own names.
+            # Symbolic links to images keep their own names.
             paths = [Path(os.path.realpath(path.parent), path.name) for path in _listed(images)]
             if not paths or len(set(paths)) < len(paths):
                 what = 'names an image twice' if paths else 'names no images'
@@ -60,28 +62,29 @@ class ImageList:
         return cls(root, tuple(path.relative_to(root).as_posix() for path in paths))
 
     def path(self, name: str) -> Path:
-        """The file of an image."""
+        """Path of an image, by its name in `names`."""
         return self.root / name
 
 
 class Results:
-    """The objects of the images of a list, in a folder.
+    """A folder with the files of the objects of images.
 
-    The files of ``plate/a.png`` are ``plate/a.png.objects.tif`` and so on: the full name keeps ``a.png`` and ``a.tif`` apart.
+    The files of ``plate/a.png`` are ``plate/a.png.objects.tif`` and so on; the full name distinguishes ``a.png`` from
+    ``a.tif``.
 
     Args:
-        folder: The folder; it may be that of the images.
+        folder: The folder; it may be the folder of the images.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, name: str, kind: str) -> Path:
-        """The file of an image in one of `FORMATS`; see `fitting_name` for names that are too long."""
+        """Path of the file of an image in one of `FORMATS`; see `fitting_name` for names that are too long."""
         return self.folder / fitting_name(name, f'{_MARK}{FORMATS[kind].ending}')
 
     def has(self, name: str, kinds: Iterable[str] = ('tiff',)) -> bool:
-        """True if an image has files in all of some formats."""
+        """True if an image has files in all given formats."""
         return all(_exists(self.path(name, kind)) for kind in kinds)
 
     def has_any(self, name: str) -> bool:
@@ -101,10 +104,11 @@ class Results:
             name: Name of the image.
             objects: The objects.
             kinds: Names of the formats.
-            progress: Called with the fraction done of each file; may raise to stop.
+            progress: Called with the fraction done of the current file; may raise to stop.
 
         Raises:
             StoreError: If a file cannot be written.
+            UnSAMError: If a label is negative or needs more than 32 bits.
         """
         for kind in kinds:
             export(self.path(name, kind), objects, kind, progress)
@@ -131,12 +135,12 @@ class Results:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that the disk does not allow
+    except OSError:  # a name that the file system does not allow
         return False
 
 
 def _listed(path: Path) -> list[Path]:
-    """The files that a list names; it may be in UTF-8, UTF-16 or the system's encoding."""
+    """The files that a list names; the list may be in UTF-8, UTF-16 or the system's encoding."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -154,7 +158,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _file_of(line: bytes, folder: Path) -> Path | None:
-    """The file that a line names: of all readings of the line, the first that exists; None for a comment."""
+    """The file that a line names: of several readings of the line, the first that exists. None for a comment."""
     stripped = line.strip()
     unquoted = stripped[1:-1].strip() if stripped[:1] in b'"\'' and stripped[:1] == stripped[-1:] else stripped
     texts = [os.fsdecode(text) for text in (unquoted, stripped, line)]

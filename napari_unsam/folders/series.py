@@ -44,8 +44,9 @@ class ImageSeries:
     Attributes:
         images: The images.
         position: Position of the open image in the list; None before the first.
-        asked: Position of the image that was requested last, even if it could not be opened; None before the first.
-        changed: Emitted when an image was opened, was saved, or could not be opened.
+        asked: Position of the image that was requested last, even if it could not be opened; None before the first
+            request.
+        changed: Emitted when an image was opened, saved, or could not be opened.
     """
 
     changed = Signal()
@@ -57,8 +58,9 @@ class ImageSeries:
         self.asked: int | None = None
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
-        self._known: WeakKeyDictionary[Labels, tuple[Hashable, int]] = WeakKeyDictionary()  # fingerprints, to read less
-        # Fingerprints of the objects that were opened or saved last; None if they were changed while they were saved.
+        # Number of changes and fingerprint of each layer, so that unchanged layers are not read again.
+        self._known: WeakKeyDictionary[Labels, tuple[Hashable, int]] = WeakKeyDictionary()
+        # Fingerprints of the objects as last opened or saved; None if they were changed while they were saved.
         self._saved: tuple[int, ...] | None = ()
         self._done = {name for name in images.names if results.has(name)}
         self._broken: set[str] = set()
@@ -71,7 +73,7 @@ class ImageSeries:
 
     @property
     def is_dirty(self) -> bool:
-        """True if the objects of the open image differ from those in files, or there are pending objects."""
+        """True if the objects of the open image differ from those in its files, or some are pending."""
         is_open = self.position is not None and self._layer in self._session.viewer.layers
         return is_open and (self._has_pending or self._fingerprints() != self._saved)
 
@@ -91,7 +93,7 @@ class ImageSeries:
     def open(self, position: int) -> None:
         """Reads an image in the background and shows it with its saved objects, in place of the open one.
 
-        Unsaved changes are lost: ask first if `is_dirty`. If the image is open already, nothing happens.
+        Unsaved changes are lost: ask the user first if `is_dirty`. If the image is open already, it stays as it is.
         """
         name = self.images.names[position]
         self.asked = position
@@ -118,7 +120,7 @@ class ImageSeries:
         Pending objects are committed first; the current mask is not.
 
         Args:
-            then: Called after they were written.
+            then: Called after the objects were written.
         """
         name = self.name
         try:
@@ -139,7 +141,7 @@ class ImageSeries:
             if self.name == name:
                 self._known.update(written)
                 value = tuple(value for _, value in written.values() if value)
-                # Of a change that was made meanwhile, even if it was undone, a part may be in the files.
+                # The files may contain a part of a change that was made meanwhile, even if it was undone.
                 is_unchanged = self._changes.count(labels) == before and self._fingerprints() == value
                 self._saved = value if is_unchanged else None
                 if is_unchanged:
@@ -159,7 +161,7 @@ class ImageSeries:
         """The layer of objects of the open image; None if it has none.
 
         Raises:
-            UnSAMError: If no image is open, its files hold other objects, or it has objects in several layers.
+            UnSAMError: If no image is open, its files contain other objects, or it has objects in several layers.
         """
         name = self.name
         if name is None or self._layer not in self._session.viewer.layers:
@@ -182,7 +184,7 @@ class ImageSeries:
         return next(iter(filled or layers), None)
 
     def _read(self, name: str, progress: ProgressCallback) -> tuple[ImagePixels, ReadMasks | None]:
-        """An image and its saved objects."""
+        """An image and its saved objects; None if it has none."""
         progress(0.0, f'Reading {name}')
         pixels = read_pixels(self.images.path(name))
         return pixels, read_masks(self._results.read(name), progress) if self._results.has(name) else None
@@ -246,7 +248,7 @@ class ImageSeries:
         return tuple(value for value in values if value)
 
     def _fingerprint(self, layer: Labels) -> int:
-        """The fingerprint of a layer, which is read only if it may have changed."""
+        """The fingerprint of a layer; the layer is read only if it may have changed."""
         number, known = self._changes.count(layer), self._known.get(layer)
         if known is None or known[0] != number or not layer.visible:  # changes of hidden layers are not reported
             known = self._known[layer] = number, fingerprint(layer)
@@ -267,7 +269,7 @@ class ReadMasks:
 
 
 def read_masks(objects: LabelledObjects, progress: ProgressCallback = lambda fraction, text: None) -> ReadMasks:
-    """Reads all masks; can be called in any thread. The labels are read twice, block by block.
+    """Reads all masks; can be called in any thread. The labels are read block by block, then box by box.
 
     Raises:
         UnSAMError: If a label is negative or needs more than 32 bits.
@@ -286,11 +288,11 @@ def place_objects(
         layer: A layer of the same shape as the objects, apart from axes of length 1.
         read: The objects.
         name: Name of the action.
-        keep_labels: Whether objects keep their labels. Otherwise they get new ones, and existing objects are not
-            overwritten if the session has `keep_existing`.
+        keep_labels: True to write the objects with their labels. Otherwise they get new ones, and if `keep_existing` is
+            set in the session, existing objects are not overwritten.
 
     Returns:
-        The number of objects that were written, and of those without a free pixel.
+        The number of objects that were written, and of those left out since they have no free pixel.
 
     Raises:
         StoreError: If the shapes differ.
@@ -317,7 +319,7 @@ def place_objects(
 
 
 def fingerprint(layer: Labels) -> int:
-    """A checksum of the pixels and the features table of a layer; 0 if there are no objects."""
+    """A checksum of the pixels and the features table of a layer; 0 if both are empty."""
     value = 0
     data = full_resolution(layer)
     for block in blocks(data.shape):
@@ -329,7 +331,7 @@ def fingerprint(layer: Labels) -> int:
 
 
 def _layer_arguments(pixels: ImagePixels) -> dict[str, Any]:
-    """Arguments of an image layer; channels that are not colours are its first axis, so that objects belong to all of them."""
+    """Arguments of an image layer. Channels that are not colours are its first axis and share one layer of objects."""
     arrays = list(pixels.channels.values())
     if pixels.is_rgb or len(arrays) == 1:
         data, scale, units, axes = pixels.picture(), pixels.scale, pixels.units, pixels.axes

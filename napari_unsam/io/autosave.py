@@ -6,12 +6,13 @@
     autosave.watch(session)
     saved = autosave.find(session.image)   # when an image is chosen
     autosave.restore(session, saved)       # if the user wants it back
-    autosave.exported(session)             # after an export: on closing, exported objects are dropped
+    autosave.exported(session)             # after an export: the saved copy is deleted on closing
     autosave.close()                       # when the dock closes
 
-Each image has a folder. In it each session has a record, a folder for each layer of objects. A record is locked while its
-session is open, so that the work of an open window is not offered as that of a crashed one. A restored record is removed
-when the session that restored it leaves the image; if it could not be read completely, it stays until it is discarded.
+Each image has a folder. Each session has a record in it for each layer of objects; a record is a folder, too. It is
+locked while its session is open, so that the work of an open window is not offered as that of a crashed one. A restored
+record is removed when the session that restored it leaves the image; if it could not be read completely, it stays until
+it is discarded.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _POLL_S = 0.01
 _RETRY_S = 10.0  # between tries of a failed save
 _EXIT_S = 120.0  # longest wait for the last save when Python ends
 _DAY_S = 86_400.0
-_KEPT_IN = 'unsam_saved_in'  # in a layer's metadata: the folders of its records
+_KEPT_IN = 'unsam_saved_in'  # key in a layer's metadata; the value contains the folders of the layer's records
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,9 @@ class Restored:
     Attributes:
         objects: Number of restored objects.
         prompts: Number of restored prompts.
-        damaged: Number of blocks of labels and prompts that could not be read. If there are any, the saved work is kept.
-        relabelled: Number of objects with another label than before, which was negative or above 32 bits.
+        damaged: Number of prompts and blocks of labels that could not be read. If there are any, the saved work is not
+            deleted.
+        relabelled: Number of objects with a new label, since the saved one was negative or needs more than 32 bits.
     """
 
     objects: int
@@ -94,16 +96,17 @@ class _Record:
     """The record of an image with one of its layers of objects.
 
     Attributes:
-        folder: Its folder, in that of the image.
-        image: Returns the image layer; None if it no longer exists. Another layer may look the same; it has a record of its own.
-        objects: Returns the layer of objects; None if there is none, or no longer.
-        shape: Shape of the objects; None if there never were any.
+        folder: Folder of the record, in the folder of the image.
+        image: Returns the image layer; None if it no longer exists. A second layer of the same image has its own
+            record.
+        objects: Returns the layer of objects; None if there is none or it no longer exists.
+        shape: Shape of the layer of objects; None if there has never been one.
         channels: The channels of the image that the objects belong to.
         prompts: The latest prompts. Only one record of an image has prompts.
-        replaces: Names of the records that were restored into this one.
-        work: The latest state, until it is saved; it may hold gigabytes.
+        replaces: Folder names of the records that were restored into this one.
+        work: The latest state; None once it is saved, since its labels may occupy gigabytes.
         failed: The state that could not be saved, until a save succeeds.
-        is_empty: True if nothing is saved on disk.
+        is_empty: True if neither objects nor prompts are saved on disk.
         is_exported: True if the objects have been exported and not changed since.
         has_left: True if the image has left the viewer. If it comes back, it gets another record.
         lock: The lock of the folder; None before the first save.
@@ -125,12 +128,12 @@ class _Record:
 
     @property
     def is_waiting(self) -> bool:
-        """True if there is a state that has not been tried to save yet."""
+        """True if there is a state that no save has been tried for yet."""
         return self.work is not None and self.work is not self.failed
 
     @property
     def is_over(self) -> bool:
-        """True if all is saved and the image has left the viewer."""
+        """True if everything is saved and the image has left the viewer."""
         return self.has_left and self.work is None
 
 
@@ -141,7 +144,8 @@ class Autosave:
         folder: Folder of all saved work.
         delay_s: Delay between an action and its save, in seconds; several actions in that time are saved at once.
         keep_days: Days after which saved work is deleted.
-        on_problem: Called with one line when saving begins to fail, and for work that cannot be read; in any thread.
+        on_problem: Called with one line when saving begins to fail, and for work that cannot be read. It may be called
+            in any thread.
     """
 
     def __init__(
@@ -158,7 +162,7 @@ class Autosave:
         self._records: list[_Record] = []
         self._session: ViewerSession | None = None
         self._watch: SessionWatch | None = None
-        self._unreadable: set[Path] = set()  # folders that were reported
+        self._unreadable: set[Path] = set()  # folders that were reported to `on_problem`
         self._wake = threading.Condition()  # held to read or change the records
         self._is_closed = self._is_restoring = False
         self._thread: threading.Thread | None = None
@@ -170,9 +174,10 @@ class Autosave:
         self._note(session)
 
     def find(self, image: Image) -> SavedSession | None:
-        """The latest saved work on an image that was not restored yet; None if there is none.
+        """The latest saved work on an image; None if there is none.
 
-        Work that cannot be read is reported to `on_problem` once.
+        Work that was restored or belongs to an open session is left out. Work that cannot be read is reported to
+        `on_problem` once.
         """
         found = []
         with self._wake:
@@ -200,19 +205,19 @@ class Autosave:
     def restore(self, session: ViewerSession, saved: SavedSession, read: SavedObjects | None = None) -> Restored:
         """Restores the channels, then objects and prompts as one action.
 
-        Objects that are still in the viewer stay as they are. The saved work is kept until this session leaves the image;
-        longer if it could not be read completely.
+        Objects that are still in the viewer are not changed. The saved work is deleted when this session leaves the
+        image, unless it could not be read completely.
 
         Args:
             session: A session on the same image.
             saved: The saved work.
-            read: Its objects, if they were read already.
+            read: The objects of the saved work; by default they are read from disk.
 
         Raises:
-            StoreError: If the objects have another shape than the image.
+            StoreError: If the objects have another shape than the image, or do not fit into memory.
             UnSAMError: If no layer can be made for the objects.
         """
-        self._is_restoring = True  # a save in between would have a part of the work only
+        self._is_restoring = True  # a save in between would contain only a part of the work
         try:
             restored = self._restore(session, saved, saved.objects() if read is None else read)
         finally:
@@ -221,7 +226,7 @@ class Autosave:
         return restored
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
-        """True if the saved objects are still in the viewer, as after only the dock was closed."""
+        """True if the saved objects are still in the viewer, for example after the dock was closed and opened again."""
         objects = session.objects
         if objects is None or str(saved.folder) not in objects.metadata.get(_KEPT_IN, ()):
             return False
@@ -236,7 +241,7 @@ class Autosave:
         """Deletes saved work.
 
         Raises:
-            StoreError: If it cannot be removed.
+            StoreError: If the saved work cannot be removed.
         """
         remove_work(saved.folder)
 
@@ -249,8 +254,9 @@ class Autosave:
     def close(self, timeout_s: float = 10.0) -> bool:
         """Saves the latest work and ends; returns True if all was saved within the timeout.
 
-        Exported objects are dropped, unless they were changed since or there are prompts; the rest can be restored. A save
-        that takes longer goes on, and Python waits for it before it ends.
+        Saved objects are deleted if they have been exported and not changed since, and the image has no prompts; all
+        other work can be restored. A save that takes longer than the timeout continues, and Python waits for it at
+        exit.
         """
         if self._watch is not None:
             self._watch.end()
@@ -314,7 +320,7 @@ class Autosave:
         return Change('restore', put, before=False, after=True)
 
     def _note(self, session: ViewerSession, changed: Labels | None = None) -> None:
-        """Has the state of a session saved; called in the GUI thread after each change, so it has to be quick.
+        """Schedules a save of a session; called in the GUI thread after each change, so it has to be quick.
 
         Args:
             session: The session.
@@ -328,7 +334,7 @@ class Autosave:
         with self._wake:
             record = self._record(image, objects)
             updated = [record]
-            if objects is not None:  # else those of other channels may still be in the viewer
+            if objects is not None:  # otherwise the objects of other channels may still be in the viewer
                 record.objects, record.shape = ref(objects), objects.data.shape
             if changed is not None:
                 record.is_exported = False
@@ -355,9 +361,10 @@ class Autosave:
             self._wake.notify_all()
 
     def _record(self, image: Image, objects: Labels | None) -> _Record:
-        """The record of a layer of objects, or the latest record of an image if that is None; the caller holds the lock.
+        """The record of a layer of objects, or the latest of the image if `objects` is None; the caller holds `_wake`.
 
-        A layer without a record gets that of a layer of its shape that has left the viewer, if there is one, or a new one.
+        For a layer without a record, this is a record that no layer in the viewer uses and whose objects, if any, have
+        the shape of the layer; if there is none, a new record.
         """
         known = [record for record in self._records if record.image() is image and not record.has_left]
         if objects is not None:
@@ -375,7 +382,7 @@ class Autosave:
     def _run(self) -> None:
         try:
             self._remove_old()
-        except Exception:  # whatever other programs have put there, the work of this session is saved
+        except Exception:  # the work of this session must be saved, whatever other programs have put there
             logger.exception('saved work of earlier sessions could not be read')
         pause_s, is_last = self._delay_s, False
         while not is_last:
@@ -386,10 +393,10 @@ class Autosave:
                     _RETRY_S if has_failed else None,
                 )
                 if any(record.is_waiting for record in self._records):
-                    # From the first action on, not from the last: a busy user's work is saved too.
+                    # The delay begins with the first action, so that continuous work is saved too.
                     self._wake.wait_for(lambda: self._is_closed, pause_s)
                 is_last = self._is_closed
-                # Prompts that have moved to the record of other channels are saved there before they are removed here.
+                # Prompts that have moved to the record of other channels are saved there first, then removed here.
                 unsaved = [record for record in self._records if record.work is not None]
                 unsaved.sort(key=lambda record: not record.prompts)
             started_s = time.monotonic()
@@ -403,7 +410,7 @@ class Autosave:
                 self._end(record)
 
     def _save(self, record: _Record) -> None:
-        """Saves the work of a record, or notes that this failed; never raises, so that the thread goes on."""
+        """Saves the work of a record, or notes that this failed; never raises, so that the thread continues."""
         work = record.work
         try:
             work = self._write(record)
@@ -418,14 +425,14 @@ class Autosave:
         else:
             with self._wake:
                 record.failed = None
-                if record.work is work:  # else it is newer
+                if record.work is work:  # otherwise there is a newer state
                     record.work = None
 
     def _write(self, record: _Record) -> Work:
         """Writes the latest work of a record, and returns it.
 
-        Labels that were changed while they were read are read again. If they change at each of the tries, those that were
-        read last are saved with the latest rows.
+        Labels that were changed while they were read are read again. If they change in every try, the labels of the
+        last try are saved with the latest rows.
         """
         for _ in range(_MAX_READS):
             work = record.work
@@ -448,7 +455,7 @@ class Autosave:
         return work
 
     def _wait_for_action(self) -> None:
-        """Waits while an action has changed pixels but not their rows yet."""
+        """Waits while an action has changed pixels but not yet the rows of their objects; at most `_ACTION_S`."""
         session, end_s = self._session, time.monotonic() + _ACTION_S
         while self._is_restoring or (session is not None and session.history.is_busy):
             if time.monotonic() > end_s:
@@ -456,7 +463,7 @@ class Autosave:
             time.sleep(_POLL_S)
 
     def _end(self, record: _Record) -> None:
-        """Unlocks a record; removes the records that it replaces, and itself if all in it is exported."""
+        """Unlocks a record; once saved, removes the records that it replaces, and itself if empty or exported."""
         unneeded: list[tuple[Path, FileLock | None]] = []
         if record.work is None:
             is_needed = not record.is_empty and (not record.is_exported or bool(record.prompts))

@@ -22,23 +22,24 @@ from unsam_mm.masks.rle import areas_and_boxes, decode_crop, encode_crop, rle_to
 
 SAVED_COLUMNS = ('score', 'stability', 'level')
 """Columns of the features table that are saved, if they are numbers."""
-_ARRAY_KEY = 'labels'  # key in `info` of the shape, axes, scale, units and name of the array
+_ARRAY_KEY = 'labels'  # key in `info`; its value contains shape, axes, scale, units and name of the array
 
 
 def write_coco(path: str | Path, objects: LabelledObjects) -> None:
     """Writes objects as a COCO annotation file, atomically.
 
-    Each plane of a stack is an image, named like ``stack.tif[3]``. Besides COCO's own fields, an annotation has
+    Each plane of a stack is an image with a name such as ``stack.tif[3]``. Besides COCO's own fields, an annotation has
 
-    - `object_id`: the label of the object, the same in all planes;
-    - `parent`: the id of the parent's annotation in the same plane, or -1;
+    - `object_id`: the label of the object, which is the same in all planes;
+    - `parent`: the id of the parent's annotation in the same plane, -1 if there is none;
     - `parent_id`: the label of the parent, if there is one;
     - `parent_layer`: the name of the parent's layer, if it is another layer;
-    - `granularity`: computed from the area;
+    - `granularity`: computed from the area in the plane;
     - `score`, `stability`, `level`: if the features table has them.
 
     Raises:
         StoreError: If the file cannot be written.
+        UnSAMError: If a label is negative or needs more than 32 bits.
     """
     rows = objects.rows()
     array_info = {
@@ -57,11 +58,11 @@ def write_coco(path: str | Path, objects: LabelledObjects) -> None:
 def read_coco(path: str | Path) -> LabelledObjects:
     """Reads a file written by `write_coco`, or any COCO file with one image; masks may be RLEs or polygons.
 
-    If masks overlap, the smaller one is on top. The label of an annotation without `object_id` is its position, counted
-    from 1. Polygons that enclose nothing are left out, with one warning.
+    If masks overlap, the smaller one is on top. Polygons that enclose nothing are left out, with one warning. The label
+    of an annotation without `object_id` is its position among the annotations that have a mask, counted from 1.
 
     Raises:
-        StoreError: If the file is not COCO, is damaged, or holds several images that are not planes of one array.
+        StoreError: If the file is not COCO, is damaged, or contains several images that are not planes of one array.
     """
     content = read_json(path)
     polygons = PolygonFilter(str(path))
@@ -99,7 +100,7 @@ def read_coco(path: str | Path) -> LabelledObjects:
 
 
 def _shape_of(images: list[dict], array_info: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """Shape of the array: of the planes in the array_info, else of the only image."""
+    """Shape of the array: that in `array_info` if the file has it, otherwise height and width of the only image."""
     shape = tuple(array_info['shape']) if array_info else image_size(images[0])
     if not 2 <= len(shape) <= MAX_AXES or not all(type(side) is int and side > 0 for side in shape):
         raise UnSAMError(f'the shape is {shape}; expected 2 to {MAX_AXES} positive integers')
@@ -107,7 +108,7 @@ def _shape_of(images: list[dict], array_info: Mapping[str, Any] | None) -> tuple
 
 
 def _planes_of(images: list[dict], labels: np.ndarray) -> dict[Any, np.ndarray]:
-    """The plane of each image, by image id."""
+    """The plane of each image as a view of `labels`, by image id."""
     for image in images:
         if (size := image_size(image)) not in ((None, None), labels.shape[-2:]):
             raise UnSAMError(f'an image has the size {size}, the planes have {labels.shape[-2:]}')
@@ -161,7 +162,7 @@ def _records(crops: list[LabelCrop], rows: Mapping[int, Mapping[str, Any]], size
 
 
 def is_saved(column: str, value: Any) -> bool:
-    """True if a value of the features table can be saved: a string in the column `parent`, a finite number in others."""
+    """True if a value of the features table can be saved: a string in the column `parent`, else a finite number."""
     return isinstance(value, str) if column == 'parent' else isinstance(value, Real) and abs(value) < np.inf
 
 

@@ -1,4 +1,4 @@
-"""The formats of objects, by name; those with masks can be read too."""
+"""The file formats of objects, by name; label images and COCO files can also be read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Format:
     """A format of objects.
 
     Attributes:
-        title: Its name in menus.
-        ending: The end of its file names.
+        title: Name of the format in menus.
+        ending: End of the file names.
         write: Writes objects to a file; an existing one is replaced.
-        columns: Columns of the features table that are read back besides `COUNTED`, see `is_saved`; None if all are.
+        columns: Columns of the features table that can be read back, besides `COUNTED`; None for all. See `is_saved`.
     """
 
     title: str
@@ -47,23 +47,24 @@ READABLE = ('.tif', '.tiff', '.json', '.zarr')
 
 
 def export(path: str | Path, objects: LabelledObjects, name: str, progress: ProgressCallback) -> None:
-    """Writes objects in a format; an existing file stays as it was if `progress` raises.
+    """Writes objects in a format; if `progress` raises, an existing file is not changed.
 
     Args:
         path: The file.
         objects: The objects.
         name: Name of the format in `FORMATS`.
-        progress: Called with the fraction done before each part of the labels is read.
+        progress: Called with the fraction done before each part of the labels is read; may raise to stop.
 
     Raises:
         StoreError: If the file cannot be written.
+        UnSAMError: If a label is negative or needs more than 32 bits.
     """
     text = f'Writing {Path(path).name}'
     FORMATS[name].write(path, replace(objects, labels=with_progress(objects.labels, progress, text)))
 
 
 def holds(name: str, features: pd.DataFrame) -> bool:
-    """True if all values of a features table are read back from a format, apart from the columns `COUNTED`."""
+    """True if all values of a features table can be read back from a format; the columns `COUNTED` are ignored."""
     form = FORMATS[name]
     if form.columns is None or not form.ending.endswith(READABLE):
         return form.columns is None
@@ -75,7 +76,7 @@ def read_objects(path: str | Path) -> LabelledObjects:
     """Reads objects from a label TIFF, a COCO file or an OME-Zarr container.
 
     Args:
-        path: The file; of a container its folder, or the ``zarr.json`` in it, as file dialogs do not offer folders.
+        path: The file; for a container, its folder, or the ``zarr.json`` in it, as file dialogs do not offer folders.
 
     Raises:
         StoreError: If the file is missing, damaged or in another format.

@@ -1,4 +1,4 @@
-"""GeoJSON for QuPath: one feature for each object, outlined along the sides of its pixels."""
+"""GeoJSON for QuPath: one feature for each object in each plane, outlined along the edges of its pixels."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ _NAMESPACE = uuid.UUID('6b1f6c2e-53d7-4d0e-9f0c-6d6a5b7f4a11')
 def write_geojson(path: str | Path, objects: LabelledObjects) -> None:
     """Writes a FeatureCollection, atomically.
 
-    Coordinates are x, y in pixels; (0, 0) is the upper left corner of the image. Each object of each plane is a Polygon, with
-    holes, or a MultiPolygon. Its `id` depends only on the image name, the kind of object, the plane and the label. The
-    `properties` are
+    Coordinates are x, y in pixels; (0, 0) is the upper left corner of the image. Each object in each plane is a
+    Polygon, which may have holes, or a MultiPolygon if it has several parts. Its `id` depends only on the image name,
+    the kind of object, the plane and the label. The `properties` are
 
-    - `objectType` annotation, `name`, `color`, and the kind as `classification`;
-    - `measurements`: all numbers of the features table;
-    - `label`, `parent` (the id of the parent's feature, in the same plane or in the file of a linked layer, or null), and both
-      as text in `metadata`, which QuPath keeps.
+    - `objectType` ("annotation"), `name`, `color`, and `classification`, the kind of object;
+    - `measurements`: all finite numbers of the features table;
+    - `label` and `parent`, both also as text in `metadata`, which QuPath preserves. `parent` is the id of the parent's
+      feature in the same plane or in the file of a linked layer; null if there is none.
 
-    The plane of a stack is `plane` in the geometry, as in QuPath, with c, z and t counted from 0. The position, which QuPath
-    does not have, is `position` in `metadata`.
+    In a stack, the geometry has a `plane`, as in QuPath, with c, z and t counted from 0; c is -1 if there is no channel
+    axis. The index along the axis of positions, which QuPath does not have, is `position` in `metadata`.
 
     Raises:
         StoreError: If the file cannot be written.
+        UnSAMError: If a label is negative or needs more than 32 bits.
     """
     rows = objects.rows()
     with atomic_writer(path) as file:
@@ -71,7 +72,7 @@ def _feature(
             'objectType': 'annotation',
             'name': f'{objects.kind} {crop.label}',
             'color': list(label_rgb(crop.label)),
-            # One colour for the class.
+            # All objects of a class have the same class colour.
             'classification': {'name': objects.kind, 'color': list(label_rgb(1))},
             'label': crop.label,
             'parent': parent,
@@ -95,7 +96,7 @@ def _feature_id(name: str, kind: str, plane: tuple[int, ...], label: int) -> str
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | int]:
-    """The columns that QuPath accepts as measurements: finite numbers, without bools."""
+    """The columns that QuPath accepts as measurements: finite numbers, except the label and bools."""
     return {
         name: plain(value)
         for name, value in row.items()

@@ -1,4 +1,4 @@
-"""Label images with the size of a voxel: OME-TIFF, and OME-Zarr with a pyramid. Both are written plane by plane."""
+"""Label images with voxel sizes: OME-TIFF, and OME-Zarr with a pyramid. Both are written plane by plane."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OME_SYMBOLS = {**UNIT_SYMBOLS, 'micrometer': 'µm', 'pixel': 'pixel'}
 
 
 def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
-    """Writes an OME-TIFF atomically: labels as uint16 if they all fit, else as uint32; each position as an image.
+    """Writes an OME-TIFF atomically, with one image per position. The labels are uint16 if all fit, else uint32.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -57,12 +57,13 @@ def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
 
 
 def read_label_tiff(path: str | Path) -> LabelledObjects:
-    """Reads a TIFF of labels, without axes of length 1 before rows and columns.
+    """Reads a TIFF of labels; axes of length 1 before rows and columns are dropped.
 
-    The size of a voxel is that in OME or ImageJ metadata; see `unsam_mm.image_io.tiff_metadata.pixel_sizes`.
+    The voxel size is that in OME or ImageJ metadata; see `unsam_mm.image_io.tiff_metadata.pixel_sizes`.
 
     Raises:
-        StoreError: If the file is missing, is no TIFF, or does not hold integers from 0 to 2^32 - 1.
+        StoreError: If the file is missing, is not a TIFF, or is not an array of two to six axes with integers from 0 to
+            2**32 - 1.
     """
     path = Path(path)
     try:
@@ -94,11 +95,13 @@ def read_label_tiff(path: str | Path) -> LabelledObjects:
 def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
     """Writes an OME-Zarr 0.5 container with the label image ``labels/objects``, atomically.
 
-    Each level of the pyramid has every second row and column of the previous level, until both fit into one chunk. The rows
-    of the features table are the properties of the labels.
+    Each level of the pyramid has every second row and column of the previous level; the last level fits into one chunk.
+    The rows of the features table are written as the `properties` of the labels.
 
     Raises:
-        StoreError: If the folder cannot be written, or holds other data than such a container.
+        StoreError: If the axes are not in the order of OME-Zarr, the folder contains other data than such a container,
+            or it cannot be written.
+        UnSAMError: If a label is negative or needs more than 32 bits.
     """
     import zarr
 
@@ -123,7 +126,7 @@ def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
 
 
 def read_ome_zarr(path: str | Path) -> LabelledObjects:
-    """Opens the label image of an OME-Zarr 0.5 container; its labels are read lazily.
+    """Opens the first label image of an OME-Zarr 0.5 container; its labels are read lazily.
 
     Raises:
         StoreError: If there is no such label image.
@@ -150,7 +153,7 @@ def read_ome_zarr(path: str | Path) -> LabelledObjects:
 
 
 def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
-    """The name and the labels of each position; those of the whole if there is no such axis."""
+    """Yields the name and the labels of each position; of the whole array if there is no axis of positions."""
     if not objects.axes.startswith('p'):
         yield objects.name, objects.labels
         return
@@ -159,7 +162,7 @@ def _positions(objects: LabelledObjects) -> Iterator[tuple[str, LazyArray]]:
 
 
 def _count_positions(series: Sequence[tifffile.TiffPageSeries]) -> int:
-    """The number of positions in a TIFF: of its images if they are alike and numbered, else 1."""
+    """Number of positions in a TIFF: all images if they have one shape and dtype and numbered names, else 1."""
     are_numbered = all(one.name.endswith(f'[{i}]') for i, one in enumerate(series))
     are_alike = len({(one.shape, one.dtype) for one in series}) == 1
     return len(series) if are_numbered and are_alike else 1
@@ -225,7 +228,7 @@ def _image_label(objects: LabelledObjects) -> dict[str, Any]:
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:
     known = {str(name): plain(value) for name, value in row.items() if name != 'index' and not is_missing(value)}
-    return json.loads(json.dumps(known, default=str))  # values of other types than JSON has become text
+    return json.loads(json.dumps(known, default=str))  # values of types that JSON lacks are converted to text
 
 
 def _features(image_label: Mapping[str, Any]) -> pd.DataFrame:
@@ -236,7 +239,7 @@ def _features(image_label: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _is_ours(path: Path) -> bool:
-    """True if a folder holds a label image of that name and nothing else."""
+    """True if a folder contains the label image `ZARR_LABELS` and nothing else."""
     labels = path / 'labels'
     return (
         (labels / ZARR_LABELS / 'zarr.json').is_file()
@@ -247,9 +250,9 @@ def _is_ours(path: Path) -> bool:
 
 @contextmanager
 def _whole(path: Path, is_folder: bool = False) -> Iterator[Path]:
-    """Yields a temporary name for a file or folder, which is renamed after the block has ended without an error.
+    """Yields a temporary path for a file or folder, which is renamed after the block has ended without an error.
 
-    Unlike `atomic_writer` it does so for libraries that open files themselves.
+    For libraries that open files themselves, which `atomic_writer` does not support.
     """
     if path.is_dir() and not is_folder:
         raise StoreError(f'{path}: is a folder; choose another name')

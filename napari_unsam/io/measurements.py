@@ -30,7 +30,8 @@ def measure(
 ) -> pd.DataFrame:
     """Measures every object.
 
-    Only their bounding boxes are read, so neither labels nor image need to fit into memory.
+    The labels are read block by block, then labels and channels in the bounding box of each object, so neither labels
+    nor image need to fit into memory.
 
     Args:
         objects: The objects.
@@ -41,13 +42,16 @@ def measure(
         A row for each label, in ascending order, with the columns
 
         - index: the label; area_px: number of voxels;
-        - bbox_y0, bbox_x0, bbox_y1, bbox_x1 and so on: bounding box in voxels, ends exclusive;
+        - bbox_y0, bbox_x0, bbox_y1, bbox_x1 and so on: bounding box in voxels; the ends are exclusive;
         - centroid_y, centroid_x and so on: in voxels; the centre of the first voxel is 0;
-        - eccentricity, solidity (without unit) and perimeter_px of an object in one plane. An object in several planes has
-          only a solidity, over the convex hull of its voxels; one at several times, channels or positions has none of these;
-        - mean_intensity, min_intensity, max_intensity; followed by the name of the channel if it has one;
-        - if the size of a voxel is known: area_um2 or volume_um3, centroid_y_um and so on, and, for square pixels,
-          axis_major_um, axis_minor_um and perimeter_um; named after the unit.
+        - eccentricity, solidity (both without unit) and perimeter_px of an object in one plane. An object in several
+          planes has only a solidity, from the convex hull of its voxels; an object at several times, channels or
+          positions has none of these;
+        - mean_intensity, min_intensity, max_intensity; followed by the name of the channel, such as mean_intensity_red,
+          if it has one;
+        - if the voxel size is known: area_um2 or volume_um3, centroid_y_um and so on; for an object in one plane with
+          square pixels also axis_major_um, axis_minor_um and perimeter_um. The unit in these names is that of the
+          image.
 
     Raises:
         UnSAMError: If a channel has another shape than the labels.
@@ -72,7 +76,7 @@ def measure(
 
 
 def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """A table with new measurements in place of old ones; other columns and rows are kept, rows of new labels come last."""
+    """A table with new measurements in place of old ones; other cells stay, and rows of new labels come last."""
     if 'index' not in features:
         features = features.assign(index=np.arange(len(features)))
     known, fresh = features.set_index('index'), measured.set_index('index')
@@ -80,7 +84,7 @@ def merged(features: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     together = fresh.combine_first(known).reindex([*known.index, *fresh.index.difference(known.index, sort=False)])
     columns = [*known.columns, *(name for name in fresh.columns if name not in known.columns)]
     table = together[columns].reset_index()
-    for name in columns:  # joining made floats of whole numbers
+    for name in columns:  # joining has converted integers to floats
         given = fresh[name] if name in fresh else known[name]
         if given.dtype.kind in 'iub' and table[name].notna().all():
             table[name] = table[name].astype(given.dtype)
@@ -143,10 +147,11 @@ def _shape(mask: np.ndarray, objects: LabelledObjects) -> dict[str, Any]:
 
 
 def _hull_volume(mask: np.ndarray) -> int:
-    """The number of voxels with their centre in the convex hull of a (D, H, W) mask.
+    """The number of voxels whose centre lies in the convex hull of a (D, H, W) mask.
 
-    As in scikit-image, the hull reaches half a voxel beyond the centres along the axes. It is computed from the ends of the
-    rows and counted row by row, which is faster than scikit-image's test of every voxel and needs less memory.
+    As in scikit-image, the hull extends half a voxel beyond the centres along each axis. It is computed from the ends
+    of the rows, and its voxels are counted row by row, which is faster than scikit-image's test of every voxel and
+    needs less memory.
     """
     planes, rows = np.nonzero(mask.any(axis=2))
     filled = mask[planes, rows]
@@ -175,7 +180,7 @@ def _intensity(values: np.ndarray, channel: str) -> dict[str, float]:
 
 
 def _symbol(objects: LabelledObjects) -> str:
-    """The unit of lengths: that along x."""
+    """Symbol of the unit of lengths, areas and volumes: that along x."""
     return _unit(objects.units[-1])
 
 

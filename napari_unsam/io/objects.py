@@ -1,4 +1,4 @@
-"""Label images with the properties of their objects, read in parts."""
+"""Label images with a table of their objects; the labels are read in parts."""
 
 from __future__ import annotations
 
@@ -38,15 +38,20 @@ class LabelledObjects:
     """The objects of one image.
 
     Attributes:
-        labels: Integers of two to six axes, rows and columns last; 0 is background. Parts are read as uint32; a label that is
-            negative or needs more than 32 bits raises UnSAMError then.
-        features: One row for each object, with its label in the column `index`. Other columns may be granularity, score and
-            parent_id.
+        labels: Integer array of two to six axes, rows and columns last; 0 is background. Dtypes that do not fit in
+            uint32 are converted when a part is read, which raises UnSAMError if a label is negative or needs more than
+            32 bits.
+        features: One row for each object, with its label in the column `index`. Other columns may be granularity, score
+            and parent_id.
         name: Name of the image; see `in_utf8`.
         scale: Size of a voxel along each axis, in `units`.
-        units: A name in pint for each axis, such as 'micrometer'; 'pixel' if it is not known.
-        axes: A letter for each axis; by default the last ones of 'tzyx', and 'ptczyx' for more axes.
+        units: Name of each axis's unit in pint, such as 'micrometer'; 'pixel' if it is not known.
+        axes: A letter for each axis; see `default_axes` for the default.
         kind: Class of the objects; for linked layers the name of the layer.
+
+    Raises:
+        UnSAMError: If the labels are not integers of two to six axes, `scale`, `units` or `axes` does not have one
+            entry for each axis, or the features lack the column `index`.
     """
 
     labels: LazyArray
@@ -86,7 +91,7 @@ class LabelledObjects:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if the size of a voxel is known."""
+        """True if the voxel size is known."""
         return any(unit != 'pixel' for unit in self.units) or any(size != 1 for size in self.scale)
 
     def rows(self) -> dict[int, dict[str, Any]]:
@@ -100,9 +105,9 @@ class LabelCrop:
 
     Attributes:
         label: Label of the object.
-        top: Row of the plane at which the mask begins.
-        left: Column of the plane at which the mask begins.
-        mask: (H, W) bool, the bounding box of the object.
+        top: First row of the mask in the plane.
+        left: First column of the mask in the plane.
+        mask: (H, W) bool: the pixels of the object in its bounding box.
     """
 
     label: int
@@ -133,7 +138,7 @@ class LazyView:
 
 
 def slice_at(array: LazyArray, axis: int, place: int) -> LazyView:
-    """An array at one place along an axis. Its index is a tuple of numbers and slices, of all axes or the first ones."""
+    """An array at one index along an axis. Index it by a tuple of integers and slices, of all or the first axes."""
     axis %= len(array.shape)
     shape = [side for i, side in enumerate(array.shape) if i != axis]
 
@@ -145,7 +150,7 @@ def slice_at(array: LazyArray, axis: int, place: int) -> LazyView:
 
 
 def with_progress(array: LazyArray, progress: ProgressCallback, text: str) -> LazyView:
-    """An array that calls `progress` with the fraction read and a text before each part is read; it may raise to stop."""
+    """An array that calls `progress`, with the fraction read and a text, before each part is read."""
     n_read, size = 0, max(int(np.prod(array.shape, dtype=np.int64)), 1)
 
     def read(index: Any) -> np.ndarray:
@@ -159,7 +164,7 @@ def with_progress(array: LazyArray, progress: ProgressCallback, text: str) -> La
 
 
 def _as_uint32(array: LazyArray, name: str) -> LazyView:
-    """An array of labels as uint32; a part with a label that does not fit raises `UnSAMError`, which names the image."""
+    """An array of labels as uint32; reading a part with a label that does not fit raises `UnSAMError`."""
 
     def read(index: Any) -> np.ndarray:
         part = np.asarray(array[index])
@@ -177,12 +182,13 @@ def _as_uint32(array: LazyArray, name: str) -> LazyView:
 def objects_of_layer(
     labels: Labels, name: str | None = None, channel_axis: int | None = None, kind: str = 'object'
 ) -> LabelledObjects:
-    """The objects in a layer of napari; of a pyramid, in its finest level.
+    """The objects in a layer of napari; in a multiscale layer, those of the finest level.
 
     Args:
         labels: The layer.
         name: Name of the image; by default that of the layer.
-        channel_axis: The axis of the image's channels, along which the layer has length 1; it is left out.
+        channel_axis: The axis of the image's channels, along which the layer has length 1; the result does not have
+            this axis. None if there is no such axis.
         kind: See `LabelledObjects`.
     """
     table = labels.features
@@ -190,7 +196,7 @@ def objects_of_layer(
     kept = [axis for axis in range(labels.ndim) if axis != channel_axis]
     return LabelledObjects(
         labels=data if channel_axis is None else slice_at(data, channel_axis, 0),
-        # A copy: it is read in another thread, where the user may not edit it.
+        # A copy, since the table is read in another thread while the user may edit the original.
         features=table.copy() if 'index' in table else table.assign(index=np.arange(len(table))),
         name=name or labels.name,
         scale=tuple(float(labels.scale[axis]) for axis in kept),
@@ -201,7 +207,7 @@ def objects_of_layer(
 
 
 def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str, LazyArray]:
-    """The channels of an image layer by name: red, green and blue, or numbers; '' for a single one."""
+    """The channels of an image layer by name: red, green and blue, or numbers from 0; '' for a single one."""
     data = image.data[0] if image.multiscale else image.data
     if image.rgb:
         return {name: slice_at(data, -1, i) for i, name in enumerate(('red', 'green', 'blue'))}
@@ -211,7 +217,7 @@ def channels_of_layer(image: Image, channel_axis: int | None = None) -> dict[str
 
 
 def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[LabelCrop]]]:
-    """Yields the index of each plane along the axes before rows and columns, and its objects in ascending order of labels."""
+    """Yields the index of each plane along the axes before rows and columns, and its objects, sorted by label."""
     for plane in np.ndindex(*labels.shape[:-2]):
         pixels = np.asarray(labels[plane])
         boxes = list(boxes_in(pixels))
@@ -219,7 +225,7 @@ def crops_by_plane(labels: LazyArray) -> Iterator[tuple[tuple[int, ...], list[La
 
 
 def rows_by_label(features: pd.DataFrame) -> dict[int, dict[str, Any]]:
-    """The rows of a features table by the label in the column `index`, without rows that have none."""
+    """The rows of a features table by the label in the column `index`; rows without a finite label are left out."""
     if 'index' not in features:
         return {}
     labels = pd.to_numeric(features['index'], errors='coerce')
@@ -238,12 +244,12 @@ def is_missing(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar as a Python number, which JSON can hold; other values as they are."""
+    """A NumPy scalar as a Python number, which can be written as JSON; other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The parent of the object in a row: the name of its layer, '' for the same one, and its label; None if it has none."""
+    """Layer name and label of the parent of the object in a row, or None; the name is '' for the same layer."""
     parent, layer = row.get('parent_id'), row.get('parent')
     if not isinstance(parent, Real) or not 0 < parent < np.inf:
         return None
@@ -251,24 +257,24 @@ def parent_of(row: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def in_utf8(name: str) -> str:
-    """A name as one line of UTF-8, as in the XML of a TIFF; other characters are escaped."""
+    """A name as one line that can be encoded in UTF-8, as the XML of a TIFF requires; other characters are escaped."""
 
     def escape(found: re.Match) -> str:
         code = ord(found[0])
-        return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'\\u{code:04x}'  # a byte, as Python keeps it
+        return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else f'\\u{code:04x}'  # a byte that is not UTF-8
 
     return one_line(re.sub(r'[\ud800-\udfff]', escape, name))
 
 
 def default_axes(ndim: int) -> str:
-    """A letter for each axis without a name: the last ones of 'tzyx', and 'ptczyx' for more axes."""
+    """One letter for each axis: the last ones of 'tzyx', or of 'ptczyx' if there are more than four axes."""
     return 'tzyx'[-ndim:] if ndim <= 4 else _AXES[-ndim:]
 
 
 def _letters(axis_labels: Sequence[str]) -> str:
-    """One letter for each axis; the default ones if its axes have no names, which are -2 and -1 in napari then."""
+    """The first letter of each axis name; if these are unusual, such as the '-2' of unnamed axes, the defaults."""
     letters = ''.join(label[:1].lower() for label in axis_labels)
     is_known = set(letters) <= set(_AXES) and len(set(letters)) == len(letters) == len(axis_labels)
-    # Each position is an image of its own, so its axis is the first.
+    # In a file, each position is an image of its own, so the axis of positions must be the first.
     is_usual = is_known and letters.endswith('yx') and 'p' not in letters[1:]
     return letters if is_usual else default_axes(len(axis_labels))

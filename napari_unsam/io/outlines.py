@@ -1,4 +1,4 @@
-"""The outline of a mask as polygons along the edges of its pixels: drawn again, they give the same mask."""
+"""The outline of a mask as polygons along the edges of its pixels; drawing the polygons gives the same mask."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import numpy as np
 from scipy import ndimage
 
 Ring = list[tuple[int, int]]
-"""Corners x, y in pixels, the first again at the end; pixel (row 0, column 0) reaches from (0, 0) to (1, 1)."""
+"""Corners (x, y) in pixels; the last repeats the first. The pixel in row 0, column 0 extends from (0, 0) to (1, 1)."""
 
-# The edges of a pixel with the pixel on the right hand: top, right, bottom, left; the steps x, y along them, and from the
-# pixel's upper left corner to where they begin.
+# Steps (x, y) along the top, right, bottom and left edge of a pixel, which lies to the right of the path.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 def polygons(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
     """One polygon for each part of a mask: the outer ring, then its holes.
 
-    Parts are what hangs together by the sides of pixels. Rings do not cross or touch themselves, and a ring and its holes
-    share no more than single corners, so the polygons are valid as simple features. With the y axis pointing down, as in
-    images, outer rings run clockwise and holes counter-clockwise.
+    A part is a 4-connected component. Rings do not cross or touch themselves, and a ring and its holes share at most
+    single corners, so the polygons are valid simple features. With the y axis pointing down, as in images, outer rings
+    run clockwise and holes counter-clockwise.
 
     Args:
         mask: (H, W) bool.
-        top: Row of the image at which the mask begins.
-        left: Column of the image at which the mask begins.
+        top: First row of the mask in the image.
+        left: First column of the mask in the image.
     """
     mask = np.ascontiguousarray(mask, bool)
     parts, count = ndimage.label(mask)
@@ -45,7 +44,7 @@ def polygons(mask: np.ndarray, top: int = 0, left: int = 0) -> list[list[Ring]]:
 
 
 def _simple_rings(corners: Ring) -> list[Ring]:
-    """Cuts a closed path where it meets itself in a corner; what is cut off there is closed by itself."""
+    """Splits a closed path at corners that it passes twice; its first corner is not repeated at the end."""
     rings: list[Ring] = []
     path: Ring = []
     places: dict[tuple[int, int], int] = {}
@@ -64,15 +63,15 @@ def _simple_rings(corners: Ring) -> list[Ring]:
 
 
 def _signed_area(ring: Ring) -> int:
-    """Twice the area; positive for outer rings."""
+    """Twice the signed area in square pixels; positive for outer rings."""
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring))
 
 
 def _trace(mask: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:
-    """(N, 2) corners x, y of all rings, where each ring begins among them, and (R, 2) a pixel (y, x) inside each."""
+    """(N, 2) corners x, y of all rings, the R indices at which rings begin, and (R, 2) a mask pixel y, x at each."""
     tops = mask.copy()
     tops[1:] &= ~mask[:-1]
-    # A ring has as many edges along the top of pixels as along the bottom, and corners at their ends at most.
+    # A ring has as many top edges of pixels as bottom edges. Corners are only at their ends: at most four per top edge.
     corners = np.empty((4 * int(np.count_nonzero(tops)), 2), np.int64)
     starts = np.empty(len(corners) + 1, np.int64)
     pixels = np.empty((len(corners) + 1, 2), np.int64)
@@ -82,7 +81,7 @@ def _trace(mask: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:
 
 @numba.njit(cache=True)
 def _follow(mask, tops, steps, corners, starts, pixels):
-    """Walks around the mask, which stays on the right; where pixels meet in a corner only, it stays with its pixel."""
+    """Follows the outlines, with the mask on the right; does not cross over to pixels that touch only at a corner."""
     height, width = mask.shape
     n_rings = n_corners = 0
     for row in range(height):
@@ -104,7 +103,7 @@ def _follow(mask, tops, steps, corners, starts, pixels):
                 is_left = is_ahead and 0 <= left_y < height and 0 <= left_x < width and mask[left_y, left_x]
                 turn = -1 if is_left else (0 if is_ahead else 1)
                 if turn:
-                    # Where the edge ends: its pixel's corner, one further for edges at the right and the bottom.
+                    # End of the edge: x + 1 for top and right edges, y + 1 for right and bottom edges.
                     corners[n_corners, 0] = x + (side < 2)
                     corners[n_corners, 1] = y + (side == 1 or side == 2)
                     n_corners += 1

@@ -1,7 +1,7 @@
 """Saved work on disk: one JSON file, written atomically, and the blocks of labels that it lists.
 
-A block is named by the hash of its content. So a save writes only blocks that changed, and the blocks that the JSON file
-lists are never overwritten.
+A block is named by the hash of its content, so a save writes only blocks that have changed, and the blocks that the
+JSON file lists are never overwritten.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOCK = 'lock'
 """File in the folder of a record that its session keeps locked."""
 _OWN_FILES = (f'{_BLOCKS}/*.npz', f'{_BLOCKS}/.unsam-*.part', '.unsam-*.part')
 _BLOCK_SIDE_PX = 512  # along rows and columns; along the other axes a block is one plane thick
-_SAMPLES = 4096  # values of an image that enter its identity
+_SAMPLES = 4096  # approximate number of values of an image that its hash covers
 _PROMPTS = {'points': PointPrompt, 'shapes': ShapePrompt, 'pending': PendingObject}
 _ENUMS = {'polarity': Polarity, 'kind': ShapeKind}
 
@@ -53,7 +53,7 @@ def image_identity(image: Image) -> str:
     It covers the source, name, shape and dtype, and a sample of the values if they are in memory.
     """
     data, source = full_resolution(image), image.source
-    # The names of dask arrays and the paths of zarr arrays stand for their content, which would take long to read.
+    # Names of dask arrays and paths of zarr arrays replace their content, which would take long to read.
     origin = [source.path, source.sample, getattr(data, 'name', None), getattr(data, 'store_path', None)]
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((image.name, tuple(data.shape), str(data.dtype), [str(part) for part in origin])).encode())
@@ -66,7 +66,7 @@ def image_identity(image: Image) -> str:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WorkState:
-    """The work on one image at one moment, without the labels.
+    """The state of the work on one image, without the labels.
 
     Attributes:
         image_name: Name of the image layer.
@@ -75,7 +75,7 @@ class WorkState:
         position: World coordinates of the viewer's sliders, one for each axis.
         features: Features table of the objects.
         replaces: Folder names of the records that were restored into this one; they are not offered again.
-        channels: The chosen channels along an axis of the image; None if there are none.
+        channels: The chosen channels along an axis of the image; None if no axis is chosen.
     """
 
     image_name: str
@@ -89,7 +89,7 @@ class WorkState:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Work(WorkState):
-    """The work on one image, as it is saved.
+    """The work on one image that is to be saved.
 
     Attributes:
         labels: The array of objects, which may change while it is read; None if there is none.
@@ -103,9 +103,9 @@ class SavedObjects:
     """The objects of saved work, read from disk.
 
     Attributes:
-        writes: One for each object.
+        writes: The objects, to be written into a layer.
         damaged: Number of blocks that could not be read.
-        relabelled: Number of objects with another label than before, which was negative or above 32 bits.
+        relabelled: Number of objects with a new label, since the saved one was negative or needs more than 32 bits.
     """
 
     writes: list[ObjectWrite]
@@ -137,14 +137,16 @@ class SavedSession(WorkState):
 
     @property
     def description(self) -> str:
-        """One line for the user."""
+        """Number of objects and prompts, image and time of the save, in one line for the user."""
         return (
             f'{counted(len(self.features), "object")} and {counted(count_prompts(self.prompts), "prompt")} on '
             f'"{self.image_name}", saved on {self.saved_at:%Y-%m-%d at %H:%M}'
         )
 
     def labels(self) -> tuple[np.ndarray | None, int]:
-        """The array of objects, uint32 or, if a label does not fit, int64; and the number of damaged blocks, which are empty.
+        """The array of objects, None if there was none, and the number of damaged blocks, whose pixels are 0.
+
+        The array is uint32, or int64 if a label does not fit.
 
         Raises:
             StoreError: If the array does not fit into memory.
@@ -178,14 +180,14 @@ class SavedSession(WorkState):
         """Reads the objects; can be called in any thread.
 
         Raises:
-            StoreError: If they do not fit into memory.
+            StoreError: If the labels do not fit into memory.
         """
         array, damaged = self.labels()
         if array is None:
             return SavedObjects([])
         boxes = object_boxes(array)
         highest = max((label for label in boxes if 0 < label <= MAX_LABEL), default=0)
-        # Above all others if there are such labels, so that no label of a deleted object is used again.
+        # Labels above all others come first, since a free label below may be that of a deleted object.
         fresh = (label for label in chain(range(highest + 1, MAX_LABEL + 1), count(1)) if label not in boxes)
         new = {label: label if 0 < label <= MAX_LABEL else next(fresh) for label in boxes}
         rows = rows_by_label(self.features)
@@ -197,14 +199,15 @@ class SavedSession(WorkState):
 
 
 def write_blocks(folder: Path, labels: LazyArray | None) -> list[dict[str, Any]]:
-    """Writes the blocks of labels that a record does not have yet; the record stays as it was.
+    """Writes the blocks of labels that a record does not have yet; its JSON file is not changed.
 
     Args:
         folder: Folder of the record.
         labels: The labels; None if there are none.
 
     Returns:
-        The start and the file of each block that is not empty, for `write_work`.
+        The index of the first voxel (`start`) and the file name (`file`) of each block that is not empty, for
+        `write_work`.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full.
@@ -226,7 +229,7 @@ def write_work(folder: Path, work: Work, blocks: list[dict[str, Any]]) -> None:
     Args:
         folder: Folder of the record.
         work: The work.
-        blocks: The blocks of its labels, from `write_blocks`.
+        blocks: The blocks of the labels, from `write_blocks`.
 
     Raises:
         StoreError: If the folder cannot be written or the disk is full; the record stays as it was.
@@ -257,7 +260,7 @@ def read_work(folder: Path) -> SavedSession | None:
     """Reads the record in a folder, without its labels; returns None if there is none.
 
     Raises:
-        StoreError: If it is damaged, or a newer version wrote it.
+        StoreError: If the record is damaged, or was written by a newer version.
     """
     if not (folder / _MANIFEST).is_file():
         return None
@@ -296,7 +299,7 @@ def read_work(folder: Path) -> SavedSession | None:
 
 
 def lock_record(folder: Path, timeout_s: float = 0.0) -> FileLock | None:
-    """Locks a record, whose folder is made as needed; returns None if another session uses it or it cannot be locked."""
+    """Locks a record, creating its folder if needed; None if another session uses it or it cannot be locked."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, thread_local=False)
@@ -308,12 +311,12 @@ def lock_record(folder: Path, timeout_s: float = 0.0) -> FileLock | None:
 
 
 def remove_work(folder: Path, lock: FileLock | None = None) -> None:
-    """Removes a record, first its JSON file, without which there is none; files of others in the folder stay.
+    """Removes a record, its JSON file first, since a folder without this file is no record; foreign files stay.
 
     Args:
         folder: Folder of the record.
-        lock: Its lock, if the caller holds it. It is released once there is no record that another session could restore,
-            and before its file is removed: Windows removes no file that is open.
+        lock: The lock of the record if the caller holds it. It is released after the record is removed, so that no
+            other session can restore it, and before the lock file is removed: Windows does not remove open files.
 
     Raises:
         StoreError: If the record cannot be removed.
@@ -327,7 +330,7 @@ def remove_work(folder: Path, lock: FileLock | None = None) -> None:
         raise StoreError(f'{folder}: cannot be removed ({error.strerror}); check its permissions') from error
     if lock is not None:
         lock.release()
-    with suppress(OSError):  # another session may test the lock now
+    with suppress(OSError):  # another session may be testing the lock
         (folder / LOCK).unlink(missing_ok=True)
     for emptied in (folder / _BLOCKS, folder, folder.parent):  # the last is the folder of the image
         with suppress(OSError):
@@ -349,7 +352,7 @@ def _prompts_to_json(value: Any) -> Any:
 
 
 def _prompts_from_json(stored: Mapping[str, Any]) -> tuple[Prompts, int]:
-    """Prompts without those that cannot be read, and the number of these.
+    """The prompts that can be read, and the number of those that cannot.
 
     Raises:
         KeyError: If a list of prompts or the next object's number is missing.
@@ -376,7 +379,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 def _filled_blocks(labels: LazyArray | None) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """The start and the values of each block that is not empty: uint32, or int64 if one does not fit."""
+    """Yields the start and the values of each block that is not empty: uint32, or int64 if a label does not fit."""
     if labels is None:
         return
     sides = [1] * (len(labels.shape) - 2) + [_BLOCK_SIDE_PX] * 2

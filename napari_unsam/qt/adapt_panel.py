@@ -53,12 +53,12 @@ class AdaptPanel(Panel):
         """
         self._folder = folder or cache_dir() / 'napari_unsam' / 'adapted'
         self.job: AdaptJob | None = None
-        self._jobs: dict[str, AdaptJob] = {}  # by image; a training goes on while another image is chosen
+        self._jobs: dict[str, AdaptJob] = {}  # by image; a training continues while another image is chosen
         self._layers: dict[str, Labels] = {}
         self._make_controls()
         self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self.refresh)
-        # Trainings also stop when Python ends, and when napari deletes the dock with its window, which it does not report.
+        # Trainings also stop when Python ends, and when napari deletes the dock with its window without a notice.
         self._stop = finalize(self, _stop, self._jobs)
         self.destroyed.connect(self._stop)
         self.follow(self._image_changed, self._session.image_changed)
@@ -173,7 +173,7 @@ class AdaptPanel(Panel):
         return self._session.controller.runs(_WRITING)
 
     def _is_at_work(self) -> bool:
-        """True if the model is being adapted to this image or another: one training uses all cores."""
+        """True if the model is being adapted to this or another image; one training uses all cores."""
         return self._writes_crops or any(job.is_running for job in self._jobs.values())
 
     def _crop_writing(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
@@ -260,12 +260,12 @@ def _stop(jobs: dict[str, AdaptJob]) -> None:
 
 
 def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
-    """A part of a plane as the model sees it; the rest is not read."""
+    """The part of a plane that is given to the model; the rest is not read."""
     return target.pixels()[0][rows, columns]
 
 
 def _centre(question: PlanePrompt | None, target: Target) -> tuple[float, float]:
-    """The row and column to compare around: those of the first prompt, else of the middle of the plane."""
+    """Row and column of the centre of the comparison: of the first click, else of the box, else of the plane."""
     height, width = target.plane.size_hw
     if question is not None and question.points_xy is not None:
         x, y = question.points_xy[0]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class CanvasContext:
     """Frees layers in the OpenGL context that they were drawn in.
 
-    napari 0.9 frees the OpenGL objects of a layer when it is removed, in the current context. If that is the context of the
+    When a layer is removed, napari 0.9 frees its OpenGL objects in the current context. If that is the context of the
     window, other objects with the same ids are freed, and the window crashes when it is drawn next.
 
     Args:
@@ -37,7 +37,7 @@ class CanvasContext:
         self._layers.events.removed.disconnect(self._leave)
 
     def _find(self, _event: Any = None) -> None:
-        """Finds the canvas while the dock is in the window; it is removed from there before its layers are."""
+        """Finds the canvas while the dock is in the window; the dock is removed from there before the layers are."""
         if self._canvas is None and isalive(self._dock):
             self._canvas = canvas_beside(self._dock)
 
@@ -52,7 +52,7 @@ class CanvasContext:
 
 
 def canvas_beside(widget: QWidget) -> QOpenGLWidget | None:
-    """The canvas of the main window of a widget, which may be floating; None if it is in no main window.
+    """The canvas of the main window that a widget belongs to, floating or not; None if it belongs to none.
 
     OpenGL widgets of other docks are ignored.
     """

@@ -15,7 +15,7 @@ _NOT_OPEN = 'The UnSAM dock is not open; open it from the Plugins menu.'
 
 
 def __getattr__(command: str) -> Callable[[napari.Viewer], None]:
-    """A function that does what a key does in the dock of the viewer."""
+    """A function that runs the action of a key in the dock of the viewer."""
     if command not in KEYS:
         raise AttributeError(command)
 

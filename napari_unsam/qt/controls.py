@@ -37,11 +37,14 @@ SLIDER_STEPS = 1000
 """Steps of a slider or progress bar from 0 to 1."""
 MAX_AREA_PX = 1_000_000
 """Largest area that can be entered."""
-_SIDE_CHARACTERS = 8  # shown at least; all of the longest entry would widen the dock
+_SIDE_CHARACTERS = 8  # minimum shown; the length of the longest entry would widen the dock
 
 
 class Panel(QWidget):
-    """A section of the dock. Its controls do not take the keyboard focus, and show a `UnSAMError` in the status line.
+    """A section of the dock.
+
+    Its controls do not take the keyboard focus, except number and text fields. If the action of a control raises
+    `UnSAMError`, the error is shown in the status line.
 
     Args:
         session: The session.
@@ -49,7 +52,7 @@ class Panel(QWidget):
 
     Attributes:
         title: Title of the section.
-        key_actions: The actions of the section's keys, by command.
+        key_actions: The actions of the section's keys, by command; see `KEYS`.
     """
 
     title = ''
@@ -99,7 +102,7 @@ class Panel(QWidget):
         return button(text, tooltip, self._reporting(act))
 
     def make_key_button(self, command: str) -> QPushButton:
-        """The button of a key."""
+        """A button for the action of a key, named and described by `KEYS`."""
         act = self.key_actions.get(command) or self._session.inputs.actions[command]
         return self.make_button(KEYS[command].button, KEYS[command].action, act)
 
@@ -150,13 +153,13 @@ class Panel(QWidget):
         items: Mapping[Any, str] | None = None,
         characters: int | None = None,
     ) -> QComboBox:
-        """A combo box whose entries have values as their data.
+        """A combo box; the data of each entry is a value.
 
         Args:
             tooltip: One sentence.
             changed: Called with the value of the chosen entry.
             items: Text of the entries, by value; the first one is chosen.
-            characters: Characters that are shown at least; by default the length of the longest entry.
+            characters: Minimum number of characters shown; by default the length of the longest entry.
         """
         made = _unfocusable(QComboBox(), tooltip)
         if characters is not None:
@@ -186,13 +189,13 @@ def button(text: str, tooltip: str, act: Callable[[], None]) -> QPushButton:
 
 
 def move(slider: QSlider, value: float) -> None:
-    """Moves a slider to a value in [0, 1] without a signal."""
+    """Moves a slider to a value in [0, 1] without emitting a signal."""
     with QSignalBlocker(slider):
         slider.setValue(round(value * SLIDER_STEPS))
 
 
 def set_items(choice: QComboBox, items: Mapping[Any, str], current: Any) -> None:
-    """Sets the entries of a combo box, by value, and chooses `current` if it is one of them; without a signal."""
+    """Sets the entries of a combo box, text by value, and chooses `current` if present; emits no signal."""
     with QSignalBlocker(choice):
         choice.clear()
         for value, text in items.items():
@@ -239,7 +242,7 @@ def fill(grid: QGridLayout, *rows: Row) -> QGridLayout:
                 grid.addLayout(cell, *place)
             elif isinstance(cell, str):
                 label = QLabel(cell)
-                label.setBuddy(row[column + 1])  # its name for screen readers
+                label.setBuddy(row[column + 1])  # makes the label the name of the control for screen readers
                 grid.addWidget(label, *place)
             elif cell is not None:
                 grid.addWidget(cell, *place)
@@ -247,7 +250,7 @@ def fill(grid: QGridLayout, *rows: Row) -> QGridLayout:
 
 
 def _unfocusable(control: Control, tooltip: str) -> Control:
-    """A control that does not take the keyboard focus."""
+    """Sets the tooltip of a control, which no longer takes the keyboard focus; returns the control."""
     control.setToolTip(tooltip)
     control.setFocusPolicy(Qt.FocusPolicy.NoFocus)
     return control

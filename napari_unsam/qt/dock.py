@@ -1,4 +1,4 @@
-"""The dock as napari opens it: empty at first, filled once its code is loaded in the background."""
+"""The dock as napari opens it: empty at first, and filled once its code has been loaded in the background."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UnSAMDock(DockedWidget):
 
     Args:
         viewer: The viewer.
-        make: Makes the widget; by default one with the engine of the preferences.
+        make: Makes the widget for a viewer; by default one with the engine of the preferences.
 
     Attributes:
         content: The widget; None before it is made.

@@ -22,7 +22,7 @@ class DockedWidget(QWidget):
         self._is_docked = False
 
     def event(self, event: QEvent) -> bool:
-        """Follows the parent."""
+        """Emits `undocked` when the widget has lost its parent."""
         if event.type() == QEvent.Type.ParentChange:
             was_docked, self._is_docked = self._is_docked, self.parent() is not None
             if was_docked and not self._is_docked:
@@ -32,5 +32,5 @@ class DockedWidget(QWidget):
 
 def later(call: Callable[[], None]) -> None:
     """Runs a function once napari has handled the current event."""
-    # Qt does not keep the object of a method alive.
+    # A lambda, since Qt does not keep the object of a bound method alive.
     QTimer.singleShot(0, lambda: call())

@@ -1,4 +1,4 @@
-"""The section for the images of a folder; it asks before unsaved objects are lost."""
+"""The section for the images of a folder; the user is asked before unsaved objects are lost."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class FilesPanel(Panel):
         self.series.open(self.series.start())
 
     def go(self, position: int) -> None:
-        """Opens an image of the list; asks first if there are unsaved changes."""
+        """Opens the image at a position of the list; asks first if there are unsaved changes."""
         series = self.series
         if series is None or not 0 <= position < len(series.images.names):
             return
@@ -90,7 +90,7 @@ class FilesPanel(Panel):
             self._show()  # the list has selected the other row already
 
     def step(self, by: int) -> None:
-        """Opens the next or previous image, relative to the one that was requested last."""
+        """Opens the image `by` positions after the one that was requested last; -1 is the previous image."""
         if self.series is not None and self.series.asked is not None:
             self.go(self.series.asked + by)
 
@@ -126,7 +126,7 @@ class FilesPanel(Panel):
         self.open_folder(folder, results)
 
     def _may_leave(self, then: Callable[[], None]) -> bool:
-        """True if the open image can be left now; if the user has it saved first, `then` is called after that."""
+        """True if the open image can be left now. If the user saves it first, `then` is called after the save."""
         series = self.series
         if series is None or not series.is_dirty:
             return True

@@ -9,15 +9,15 @@ from qtpy.QtCore import QCoreApplication, QObject, Signal, Slot
 
 
 def in_gui_thread(call: Callable[[], None]) -> None:
-    """Runs a function in the GUI thread: at once if called there, else soon."""
+    """Runs a function in the GUI thread: at once if called in this thread, else soon."""
     gui_caller().called.emit(call)
 
 
 @cache
 def gui_caller() -> GuiCaller:
-    """The object that runs functions in the GUI thread. The first call must be made in this thread.
+    """The object that runs functions in the GUI thread. The first call must be made in the GUI thread.
 
-    There is one object for all calls: PySide6 may crash if one that was made in the inference thread is destroyed.
+    There is one object for all calls, since PySide6 may crash when an object made in the inference thread is destroyed.
     """
     made = GuiCaller()
     made.moveToThread(QCoreApplication.instance().thread())
@@ -25,7 +25,7 @@ def gui_caller() -> GuiCaller:
 
 
 class GuiCaller(QObject):
-    """Runs functions in its own thread; `called` may be emitted with one in any thread."""
+    """Runs functions in the thread that it belongs to; `called` may be emitted, with a function, in any thread."""
 
     called = Signal(object)
 

@@ -15,11 +15,11 @@ CONTRAST_RESTS_MS = 500
 """Delay after the last change of the contrast limits before the slice is analysed again."""
 
 _ANALYSE, _LAYERS = 'Analyse slice', 'layers'
-_CHANNEL_CHARACTERS = 4  # shown at least; long names of layers must not widen the dock
+_CHANNEL_CHARACTERS = 4  # minimum shown; long names of layers must not widen the dock
 
 
 class ImagePanel(Panel):
-    """Image, channels, and the running job."""
+    """Shows and sets the image and its channels, and shows the running job."""
 
     title = 'Image'
 
@@ -159,5 +159,5 @@ class ImagePanel(Panel):
             raise
 
     def _other_layers(self) -> list[Image]:
-        """Layers that can be channels besides the image; they are checked when they are chosen."""
+        """Layers that can be channels in addition to the image; whether they fit is checked when they are chosen."""
         return [layer for layer in self._images(None) if layer is not self._session.image and not layer.rgb]

@@ -1,4 +1,4 @@
-"""A row of bars, one per slice: IoU of an object with the previous slice."""
+"""A row of bars, one per slice: IoU of an object's mask with that in the previous slice."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def colour_of(iou: float) -> str:
 class IouStrip(QWidget):
     """One bar for each slice; its height and colour are the IoU with the previous slice.
 
-    A blue diamond marks slices that were set by hand, a cross those where the propagation stopped, a white frame the slice
-    in view. A click or a drag goes to a slice.
+    A blue diamond marks slices that were set by hand, a cross those where the propagation stopped, a white frame the
+    slice in view. A click or a drag goes to a slice.
 
     Attributes:
-        slice_wanted: Emitted with the number of a clicked slice.
+        slice_wanted: Emitted with the index of a clicked slice.
     """
 
     slice_wanted = Signal(int)
@@ -47,15 +47,15 @@ class IouStrip(QWidget):
         """Shows the masks of an object.
 
         Args:
-            found: Its masks, by slice.
+            found: The masks of the object, by index of the slice.
             n_slices: Number of slices in the stack.
-            here: The slice in view.
+            here: Index of the slice in view.
         """
         self._found, self._n_slices, self._here = found, n_slices, here
         self.update()
 
     def sizeHint(self) -> QSize:
-        """The height of a row of buttons."""
+        """Preferred size: the height of a row of buttons."""
         return QSize(200, _HEIGHT_PX)
 
     def slice_at(self, x: float) -> int | None:

@@ -16,7 +16,7 @@ from napari_unsam.qt.controls import MAX_AREA_PX, Panel, group, move, wrapping_l
 
 
 class LevelsPanel(Panel):
-    """Objects of the whole image from any level of its regions."""
+    """Objects of the whole image, from any level of its region tree."""
 
     title = 'Levels'
 

@@ -15,7 +15,7 @@ _LINE_COLOUR = '#56b4e9'  # visible on dark and light themes; safe for colour-bl
 
 
 class LossPlot(QWidget):
-    """A line plot with its latest, least and greatest value and the last step as text; in the colours of the theme.
+    """A line plot with the latest, least and greatest value and the last step as text; axes and text follow the theme.
 
     Args:
         name: Name of the values.
@@ -41,7 +41,7 @@ class LossPlot(QWidget):
         Args:
             steps: Steps in ascending order.
             values: One value for each step.
-            last_step: End of the horizontal axis.
+            last_step: End of the horizontal axis, unless a step is greater.
         """
         kept = [(float(step), float(value)) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
         self._steps, self._values = (tuple(column) for column in zip(*kept, strict=True)) if kept else ((), ())

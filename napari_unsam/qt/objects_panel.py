@@ -1,4 +1,4 @@
-"""The section for all objects of an image: count, measure, export."""
+"""The section for all objects of an image: count, measure, open, export, delete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari_unsam.engine.inference import ProgressCallback
     from napari_unsam.model.label_boxes import LazyArray
 
-_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # of files, on some system
+_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # not allowed in file names on some system
 _NONE = 'No objects yet; commit one first.'
 
 
@@ -112,7 +112,7 @@ class ObjectsPanel(Panel):
         name = self.format_choice.currentData()
         form = FORMATS[name]
         path = self.choose_path(
-            # Another name than that of the image, which often is a TIFF too.
+            # Not the name of the image, which often is a TIFF too.
             f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}.objects{form.ending}',
             f'{form.title} (*{form.ending})',
         )
@@ -255,7 +255,7 @@ class ObjectsPanel(Panel):
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 
     def _channels(self, image: Image) -> dict[str, LazyArray]:
-        """The channels of the image; if it has only one, all layers of the same shape and position as channels."""
+        """The channels of the image; if it has only one, all layers of its shape and position are channels."""
         found = channels_of_layer(image, self._channel_axis())
         if image.rgb or len(found) > 1:
             return found

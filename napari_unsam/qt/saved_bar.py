@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SavedBar(Panel):
-    """Shown while there is something to restore."""
+    """Visible while there is saved work to restore."""
 
     def build(self, autosave: Autosave) -> None:
         """Makes the controls.
@@ -34,7 +34,7 @@ class SavedBar(Panel):
         autosave.watch(self._session)
 
     def refresh(self) -> None:
-        """Shows whether there is something to restore for the image."""
+        """Shows the bar if there is saved work on the image, except objects that are still in the viewer."""
         image = self._session.image
         self._saved = saved = None if image is None else self._autosave.find(image)
         is_in_view = saved is not None and self._autosave.is_in_view(self._session, saved)

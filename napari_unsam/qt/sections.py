@@ -15,7 +15,7 @@ class Section(QCollapsible):
 
     Args:
         panel: The panel; its `title` is that of the section.
-        is_open: Whether the section is unfolded.
+        is_open: True to unfold the section.
     """
 
     def __init__(self, panel: QWidget, is_open: bool) -> None:
@@ -48,7 +48,7 @@ class Sections(QScrollArea):
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
 
     def add(self, panel: QWidget, is_open: bool) -> None:
-        """Adds a section at the end; its fields return the keyboard focus to the canvas."""
+        """Adds a section at the end; after an edit, its fields return the keyboard focus to the canvas."""
         _return_focus(panel)
         self._column.insertWidget(self._column.count() - 1, Section(panel, is_open))
         self._fit_width()
@@ -65,7 +65,7 @@ class Sections(QScrollArea):
 
 
 def _return_focus(panel: QWidget) -> None:
-    """Has the fields of a panel return the keyboard focus to the canvas after they were edited.
+    """Makes the fields of a panel return the keyboard focus to the canvas after an edit.
 
     They do so after Return or Escape, and after a click on the arrows of a spin box. Combo boxes never take the focus.
     """
@@ -84,7 +84,7 @@ class _FocusReturner(QObject):
     _KEYS = (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Escape)
 
     def eventFilter(self, field: QObject, event: QEvent) -> bool:
-        """Returns the focus after events that end an edit; the field gets all events."""
+        """Returns the focus after events that end an edit; all events are still passed to the field."""
         is_key = event.type() == QEvent.Type.KeyPress and event.key() in self._KEYS
         if is_key or (event.type() == QEvent.Type.MouseButtonRelease and isinstance(field, QAbstractSpinBox)):
             QTimer.singleShot(0, self._return)

@@ -201,7 +201,7 @@ class VolumePanel(Panel):
         self.level_label.setText(f'Level {self.level_slider.value() / SLIDER_STEPS:.2f}')
 
     def _show_job(self) -> None:
-        """Shows the slice in view, and whether a job runs."""
+        """Shows the slice in view in the strip, and enables the buttons that the running job and the image allow."""
         work = self.work
         slicing, is_busy = work.slicing, work.session.controller.is_busy
         for needs_stack in (self.current_button, self.slice_button, self.automatic_button, self.tracks_button):

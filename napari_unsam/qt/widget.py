@@ -41,9 +41,9 @@ PANELS = (
     ('files_panel', 'FilesPanel'),
     ('adapt_panel', 'AdaptPanel'),
 )
-"""Modules of `napari_unsam.qt` and their classes: the sections that are folded at first. They are made after the dock is shown."""
+"""Module in `napari_unsam.qt` and class of each section that is folded at first and made after the dock is shown."""
 
-_TURN_MS = 20  # between steps of preparation, for the user's clicks and for drawing
+_TURN_MS = 20  # pause between steps of preparation, in which clicks are handled and the window is drawn
 _NOT_SAVED = 'UnSAM: changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
 _HINT = f'Click on an object. {HINT[:-1]}, {KEYS["undo"].key}: undo.'
 
@@ -55,7 +55,8 @@ class SegmentationWidget(DockedWidget):
         viewer: The viewer.
         controller: The controller; by default a new one with the engine of the preferences. Its `deliver` must run
             functions in the GUI thread, as `in_gui_thread` does.
-        autosave: Saves the work; with the default controller, by default in the user's folder.
+        autosave: Saves the work. By default, work is saved in the user's cache folder if the default controller is
+            used, and otherwise not at all.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SegmentationWidget(DockedWidget):
         self._autosave = autosave
         self._context = CanvasContext(self, viewer.layers)
         self.panels: dict[str, Panel] = {}
-        self._too_large: Image | None = None  # no layer of objects can be made for it
+        self._too_large: Image | None = None  # an image for which no layer of objects can be made
         self._made: list[Panel] = []
         self._panel_steps = self._make_panels()
         self._has_ended = self._has_libraries = False
@@ -128,7 +129,7 @@ class SegmentationWidget(DockedWidget):
 
     def _connect(self) -> None:
         session = self.session
-        # napari takes a tenth of a second to add a layer; nothing must happen while it still adds the image.
+        # napari needs a tenth of a second to add a layer; layers are made only after it has added the image.
         self._soon = QTimer(self, singleShot=True, interval=_TURN_MS)
         self._soon.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
@@ -194,7 +195,7 @@ class SegmentationWidget(DockedWidget):
         if self._autosave is not None and not self._autosave.close():
             show_warning(_NOT_SAVED)
         self.session.close()
-        later(self._context.close)  # after the layers that are removed later
+        later(self._context.close)  # after the layers are removed, which also happens later
 
     def _show_status(self) -> None:
         status = self.controller.status
@@ -210,7 +211,7 @@ def _leave(controller: SegmentationController, autosave: Autosave | None) -> Non
 
 
 def _load_libraries() -> None:
-    """Imports the modules of the sections and first layers; in the inference thread, where it does not block the GUI."""
+    """Imports the modules of the sections and first layers, in the inference thread so that the GUI is not blocked."""
     load_layer_kinds()
     for module, _ in PANELS:
         import_module(f'napari_unsam.qt.{module}')
