@@ -134,7 +134,7 @@ class LazyView:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The whole array."""
-        return np.asarray(self[...], dtype)
+        return np.asarray(self[(slice(None),) * len(self.shape)], dtype)
 
 
 def slice_at(array: LazyArray, axis: int, place: int) -> LazyView:

@@ -256,6 +256,7 @@ def test_a_place_along_an_axis_is_read_when_asked_for():
     array = np.arange(60).reshape(3, 4, 5)
     assert np.array_equal(slice_at(array, -1, 2)[0:2, 1:3], array[0:2, 1:3, 2])
     assert np.array_equal(slice_at(array, 0, 1)[2,], array[1, 2])
+    assert np.array_equal(np.asarray(slice_at(array, -1, 2)), array[..., 2])
 
 
 def test_labels_have_the_colours_of_the_palette_again_and_again():
