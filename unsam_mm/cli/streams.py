@@ -17,9 +17,9 @@ _INTERRUPTED = 130  # what shells report for Ctrl-C
 def escape_unencodable() -> None:
     """Makes standard output and error write characters that they cannot encode as escapes.
 
-    Windows code pages lack, for example, Japanese letters, and file names on old disks need not be UTF-8. They would
-    raise an error while a line is printed, and change the exit status of finished work. Output to a closed stream is
-    dropped.
+    Windows code pages lack, for example, Japanese letters, and file names on old disks need not be UTF-8. Without
+    escapes, printing such text would raise an error, and change the exit status of finished work. Output to a closed
+    stream is dropped.
     """
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)

@@ -51,7 +51,7 @@ class TiffImage(ImageFile):
 
     def _decode(self) -> np.ndarray:
         page, last = self._series.keyframe, len(self.shape)
-        if not page.is_contiguous:  # else missing parts would be zeros, or after a JPEG decoder any values
+        if not page.is_contiguous:  # missing parts would be read as zeros, or in JPEG as any values
             for part in filter(None, self._series.pages):
                 _check_parts(part, self.path)
                 if page.compression != 1:
@@ -131,7 +131,7 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
     as wide and high.
 
     Raises:
-        ImageError: If the file contains several other images, or has axes other than t, z, y, x and channels.
+        ImageError: If the file contains several images besides those, or has axes other than t, z, y, x and channels.
     """
     opened, file, series = _open_series(path)
     with opened:
