@@ -63,7 +63,7 @@ def run(
 
 
 def nested_scene(n_images: int, n_predictions: int, seed: int = 0) -> Scene:
-    """Synthetic nested masks of all sizes, with equal scores; ground-truth masks have other random borders."""
+    """Synthetic nested masks of all sizes, some with equal scores; ground-truth masks have other random borders."""
     random = np.random.default_rng(seed)
     images, predictions, annotations = [], [], []
     for image_id in range(1, n_images + 1):

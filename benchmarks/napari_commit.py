@@ -1,7 +1,7 @@
 """CPU time of napari's GUI thread while an object is committed and undone, and while a slider is moved.
 
 The benchmark commits an ellipsoid of 1.7 million voxels into a stack of 64 x 512 x 512, and moves the slider of a stack
-that holds 64 objects, with the dock open. Needs a screen, or ``xvfb-run``::
+that contains 64 objects, with the dock open. It needs a screen, or ``xvfb-run``::
 
     python -m benchmarks.napari_commit
 """

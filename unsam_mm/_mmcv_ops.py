@@ -1,9 +1,9 @@
 """Makes MMDetection importable, and Mask2Former usable, if MMCV was installed without its compiled ops.
 
-Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former uses two, which have
-a pure-torch path; the CutLER detector uses two more, which are in `unsam_mm._torch_ops`. Still, MMDetection cannot be
-imported because of one unguarded import, and MMCV passes CUDA tensors to the missing op. This module fixes both, only if
-the compiled ops are missing.
+Compiling MMCV needs a toolchain and half an hour. This package does not need the compiled ops: Mask2Former uses two,
+which have a pure-torch path; the CutLER detector uses two more, which are in `unsam_mm._torch_ops`. Without the
+compiled ops, however, MMDetection cannot be imported because of one unguarded import, and MMCV passes CUDA tensors to a
+missing op. If the compiled ops are missing, this module solves both problems.
 """
 
 from __future__ import annotations

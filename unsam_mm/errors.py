@@ -18,11 +18,11 @@ class UnSAMError(ValueError):
 
 
 class ImageError(UnSAMError):
-    """An image that cannot be segmented: broken, empty, constant, a stack, or not finite."""
+    """An image that cannot be segmented, for example because it is broken, empty, constant, a stack, or not finite."""
 
 
 class WeightsError(UnSAMError):
-    """Weights that are missing, incomplete, altered, or those of another model."""
+    """Weights that are missing, incomplete or altered, or belong to another model."""
 
 
 class StoreError(UnSAMError):

@@ -175,7 +175,7 @@ def check_result_file(
 
 
 def lies_below(path: str | Path, folder: str | Path) -> bool:
-    """Whether a file lies below a folder; for a link, whether the link or its target does."""
+    """True if a file is below a folder; for a link, if the link or its target is."""
     path, root = Path(path), os.path.realpath(folder)
     places = os.path.realpath(path), os.path.realpath(path.parent)
     return any(Path(place).is_relative_to(root) for place in places)
@@ -198,13 +198,16 @@ def fitting_name(name: str, suffix: str) -> str:
 
 
 def is_fitted(file_name: str) -> bool:
-    """Whether `fitting_name` may have cut this file name."""
+    """True if `fitting_name` may have cut this file name."""
     _, tilde, digest = Path(file_name).stem.rpartition('~')
     return bool(tilde) and len(digest) == _HASH_DIGITS and set(digest) <= set('0123456789abcdef')
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of killed processes below a folder; recent ones may belong to a running process."""
+    """Removes temporary files of killed processes below a folder.
+
+    Files of the last hour are not removed, since they may belong to a running process.
+    """
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if not name.startswith(_TEMPORARY_PREFIX) or not name.endswith(_TEMPORARY_SUFFIX):
@@ -270,7 +273,7 @@ def restore_folder(path: Path) -> None:
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Temporary names of the old and the new folder."""
+    """Temporary paths of the old and the new folder, beside `path`."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:_HASH_DIGITS]
     return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old'), path.with_name(f'{_TEMPORARY_PREFIX}{digest}.new')
 

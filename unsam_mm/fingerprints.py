@@ -93,7 +93,7 @@ def image_stamp(path: Path) -> dict[str, int | str]:
 
 
 def is_current(result: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
-    """Whether a stored result was made from the image file as it is now.
+    """True if a stored result was made from the present content of the image file.
 
     Args:
         result: The file with the result.

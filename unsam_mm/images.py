@@ -170,7 +170,7 @@ def walk_images(root: Path) -> Iterator[str]:
 
 
 def is_result(name: str) -> bool:
-    """Whether a file name is that of labels that `python -m napari_unsam batch` or the dock saves with an image."""
+    """True for names of the label files that `python -m napari_unsam batch` or the dock saves beside an image."""
     return _RESULT.search(name) is not None
 
 

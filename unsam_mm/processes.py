@@ -206,7 +206,7 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
 
 
 def _check_worker() -> None:
-    """Raises the error that kept this process from making its worker."""
+    """Raises the error, if any, that this process met while it made its worker."""
     if _start_error is not None:
         raise _start_error
 

@@ -107,7 +107,7 @@ def set_own_threads(threads: int) -> None:
 
     with _lock:
         of_others = _in_new_thread(torch.get_num_threads)
-        torch.get_num_threads()  # on its first use of torch a thread takes the default, even if it has set a number
+        torch.get_num_threads()  # the first use of torch in a thread sets the default number, which is then replaced
         torch.set_num_threads(threads)
         if of_others != threads:
             _in_new_thread(partial(torch.set_num_threads, of_others))

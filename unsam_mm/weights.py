@@ -55,7 +55,7 @@ class DownloadSource:
 
 @dataclass(frozen=True)
 class Weights:
-    """One entry of the table: what it is, its licence, and its sources in order of preference."""
+    """One entry of `TABLE`: a description, the licence, and the sources in order of preference."""
 
     description: str
     licence: str

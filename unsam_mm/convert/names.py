@@ -4,8 +4,8 @@ Tensors keep their shapes and, except for the merged patches of Swin, their orde
 pixel decoder from coarse to fine, put y before x in position encodings, order the offsets of deformable attention by
 head, level, point, (x, y), and have the "no object" logit last.
 
-The functions `convert_*` take tensors by their official names and the path of their file, for messages. They return the
-tensors by MMDetection's names, and raise `WeightsError` if a name is missing or unknown.
+The functions `convert_*` accept the tensors under their official names, and the path of their file for messages. They
+return the tensors under MMDetection's names, and raise `WeightsError` if a name is missing or unknown.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def upright(pixels: np.ndarray, orientation: int, y_axis: int = 0) -> np.ndarray
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether `upright` exchanges rows and columns."""
+    """True if `upright` exchanges rows and columns."""
     return orientation in (5, 6, 7, 8)
 
 

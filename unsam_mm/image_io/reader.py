@@ -77,8 +77,8 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
         max_pixels: Images with larger planes are refused before they are read; None for no limit.
 
     Raises:
-        ImageError: If the file is missing, broken, too large or not an image, holds several images or is animated, or
-            has axes other than t, z, y, x and channels.
+        ImageError: If the file is missing, broken, too large or not an image, contains several images or is animated,
+            or has axes other than t, z, y, x and channels.
     """
     with open_image(path) as file:
         check_size(file.shape[-2:], str(path), max_pixels)

@@ -76,8 +76,7 @@ class TiffImage(ImageFile):
         """Reads pages that tifffile cannot decompress with Pillow's libtiff, upright and in RGB.
 
         Raises:
-            Exception: `reason`, if it is another error than one of decompression or Pillow cannot read the pages
-                either.
+            Exception: `reason`, if decompression is not its cause, or if Pillow cannot read the pages either.
             ImageError: If imagecodecs is needed and not installed: Pillow cannot read the pages, or would lose bits.
         """
         if not (_lacks_codec(reason) or isinstance(reason, NotImplementedError)):
