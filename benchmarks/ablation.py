@@ -7,8 +7,8 @@
 are stored after each image, so a run can be stopped and repeated, and a longer one adds only the missing results. Variants
 with the same input of the ViT share its features. `pictures` draws the images of the same document.
 
-Recall is COCO's, all classes as one. Seconds are CPU time, including the ViT even if its features were stored; the table
-shows the median, because the time of the first image includes compilation.
+Recall is that of COCO, with all classes as one. Seconds are CPU time, including the time of the ViT even if its
+features were stored; the table shows the median, because the time of the first image includes compilation.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _COMPARED_WITH_FEW = ('base', 'patches', 'patches_partition')
 
 
 def measure(masks: MaskSet, seconds: float, image: Mapping[str, Any], truths: Sequence[Mapping[str, Any]]) -> dict:
-    """The stored result of one image: recalls, and the number of ground-truth masks that each refers to.
+    """The result of one image, to be stored: recalls, and the number of ground-truth masks for each of them.
 
     Args:
-        masks: Best first.
-        seconds: Time for the masks.
+        masks: The predicted masks, best first.
+        seconds: CPU time in which the masks were found.
         image: Entry of the image in the ground truth.
         truths: Annotations of the image.
     """
@@ -85,10 +85,10 @@ def _area(rle: dict) -> int:
 
 
 def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The figures of one row; recalls are those of `evaluate_masks` on all images at once.
+    """The figures of one row of the table; recalls equal those that `evaluate_masks` returns for all images at once.
 
-    Masks are matched within each image, so recall on all images is the mean of the images' recalls, weighted by their
-    numbers of ground-truth masks.
+    Masks are matched within each image, so recall on all images is the mean of the images' recalls, weighted by the
+    images' numbers of ground-truth masks. A recall without ground-truth masks is -1.
     """
     row = {}
     for column, name in _COLUMNS.items():
@@ -110,14 +110,14 @@ class Task:
 
 
 def evenly(items: Sequence, count: int | None) -> list:
-    """`count` evenly spaced items with the first and the last; all if `count` is None."""
+    """`count` evenly spaced items, including the first and the last; all if `count` is None or larger."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def read_tasks(folder: Path, ground_truth: Path) -> list[Task]:
-    """All images of the ground truth that are in the folder, sorted by name.
+    """All images of the ground truth that are in the folder, sorted by file name.
 
     Raises:
         StoreError: If the ground truth is not a COCO file, or none of its images is in the folder.
@@ -135,11 +135,11 @@ def read_tasks(folder: Path, ground_truth: Path) -> list[Task]:
 
 
 class Results:
-    """Results of each variant and image in one folder, one JSON file a variant.
+    """Results of each variant and image, in a folder with one JSON file for each variant.
 
     Args:
-        folder: Folder of one data set.
-        ground_truth: Results for another ground truth, or for other settings, are ignored.
+        folder: Folder for the results of one data set.
+        ground_truth: COCO file. Stored results for another ground truth, or for other settings, are ignored.
     """
 
     def __init__(self, folder: Path, ground_truth: Path) -> None:
@@ -148,7 +148,7 @@ class Results:
         self._of: dict[str, dict[str, dict]] = {}
 
     def of(self, name: str) -> dict[str, dict]:
-        """File name to result."""
+        """The results of a variant: file name of the image to result."""
         if name not in self._of:
             path = self._folder / f'{name}.json'
             stored = read_json(path) if path.is_file() else {}
@@ -156,7 +156,7 @@ class Results:
         return self._of[name]
 
     def add(self, name: str, image: str, result: dict) -> None:
-        """Stores a result, also on the disk."""
+        """Adds a result, and writes it to the disk."""
         self.of(name)[image] = result
         write_json(self._folder / f'{name}.json', {'signature': self._signature(name), 'images': self._of[name]})
 
@@ -178,10 +178,12 @@ def _is_missing(name: str) -> bool:
 
 
 def chosen_variants(names: str | None) -> list[str]:
-    """The variants of a comma-separated list; by default all whose weights are in the cache.
+    """The variants of a comma-separated list; if it is None, all variants whose weights are in the cache.
+
+    The weights of variants in a list, or else those of the default ViT, are downloaded if needed.
 
     Raises:
-        UnSAMError: If one is unknown.
+        UnSAMError: If a variant is unknown.
     """
     if names is None:
         weights.fetch(GeneratorSettings().vit)
@@ -203,8 +205,8 @@ def run(names: Sequence[str], tasks: Sequence[Task], few: Sequence[Task], result
     Args:
         names: Names of variants.
         tasks: All images.
-        few: Images for variants with `few`.
-        results: Results are added to it.
+        few: Images for variants with the attribute `few`.
+        results: Finished results are skipped, new ones added.
         finder: Finds the masks.
     """
     few_names = {task.image['file_name'] for task in few}
@@ -225,7 +227,7 @@ def run(names: Sequence[str], tasks: Sequence[Task], few: Sequence[Task], result
 
 
 def format_table(results: Results, names: Sequence[str], tasks: Sequence[Task]) -> str:
-    """A table in Markdown with a row for every variant that was measured on all these images."""
+    """A Markdown table with a row for each of these variants that was measured on all these images."""
     header = ['variant', *_COLUMNS, 's an image', 'masks']
     lines = ['| ' + ' | '.join(header) + ' |', '|---|' + '---:|' * (len(header) - 1)]
     for name in names:
@@ -270,7 +272,7 @@ def write_between_markers(document: Path, data: str, text: str) -> None:
     """Replaces the text between the two comments that name the data.
 
     Raises:
-        StoreError: If the document does not have each of them once, in their order.
+        StoreError: If the document does not contain each comment once, and in the right order.
     """
     begin, end = f'<!-- ablation: {data} -->', f'<!-- end of ablation: {data} -->'
     old = document.read_text(encoding='utf-8') if document.is_file() else ''
@@ -289,13 +291,13 @@ _LONG_SIDE_PX = 512
 
 
 def draw_pictures(folder: Path) -> None:
-    """Draws rows of image, three cuts and the 40 best masks, for images of scikit-image; failures in a second picture."""
+    """Draws each of scikit-image's images beside three cuts and the 40 best masks; a second picture shows failures."""
     generator = PseudoMaskGenerator.from_preset('default')
     for name, files in (('samples', GOOD), ('failures', HARD)):
         rows = [_row(generator, _at_most(_LONG_SIDE_PX, sample_images.folder() / file)) for file in files]
         picture = Image.fromarray(side_by_side(rows, vertical=True))
         folder.mkdir(parents=True, exist_ok=True)
-        # A palette without dithering: a third of the size.
+        # With a palette, and without dithering, the file has a third of the size.
         picture.quantize(dither=Image.Dither.NONE).save(folder / f'pseudo_masks_{name}.png', optimize=True)
 
 

@@ -1,4 +1,4 @@
-"""The variants of the generator that ``benchmarks.ablation`` compares, and their masks."""
+"""The variants of the generator that ``benchmarks.ablation`` compares, and a class that computes their masks."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Variant:
     """One row of a table.
 
     Attributes:
-        label: Title of the row.
-        settings: Settings of the generator; patch trees use only those of the ViT.
-        how: 'generator'; 'whole image', the published procedure with the image as its only object; or masks of patches:
-            'nearest', 'partition' or 'crf'.
-        few: Measured on few images, since it is slow or needs another run of the ViT.
+        label: Title of the row, in Markdown.
+        settings: Settings of the generator; trees of patches use only the settings of the ViT.
+        how: 'generator'; 'whole image', the published procedure with the image as its only object; or, for a tree of
+            patches, how patches become masks: 'nearest' (squares), 'partition' or 'crf'.
+        few: True if the variant is measured on few images, since it is slow or needs another run of the ViT.
     """
 
     label: str
@@ -42,7 +42,7 @@ class Variant:
     few: bool = False
 
 
-# Each variant changes one thing of this; the default, chosen last, changes these two.
+# Variants are changes of this base. The default settings, which were chosen last, differ from it in these two values.
 _BASE = replace(GeneratorSettings(), superpixel_spacing_px=5.0, long_side_px=714)
 
 
@@ -92,10 +92,10 @@ VARIANTS: dict[str, Variant] = {
 
 
 class MaskFinder:
-    """Runs variants on images; variants with the same input of the ViT share its features.
+    """Runs variants on images; variants with the same ViT, facet and image size share its features.
 
     Args:
-        folder: Folder that stores the features of the default input of the ViT. None: they are not stored.
+        folder: Folder in which the features for the base variant are stored. None: they are not stored.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -105,7 +105,7 @@ class MaskFinder:
         self._latest: tuple[str, np.ndarray, float] | None = None
 
     def __call__(self, name: str, image: np.ndarray) -> tuple[MaskSet, float]:
-        """The masks that a variant finds in an (H, W, 3) uint8 RGB image, and how many CPU seconds they take."""
+        """The masks that a variant finds in an (H, W, 3) uint8 RGB image, and the CPU time in seconds."""
         variant = VARIANTS[name]
         features, vit_s = None, 0.0
         if isinstance(variant.settings, PublishedSettings):
@@ -124,7 +124,7 @@ class MaskFinder:
         return masks, vit_s + time.process_time() - start_s
 
     def _prepare_published(self, name: str) -> None:
-        """Loads the network, which is not part of the time."""
+        """Loads the network, so that loading is not part of the measured time."""
         if name not in self._procedures:
             variant = VARIANTS[name]
             divider = _whole_image if variant.how == 'whole image' else None
@@ -178,19 +178,19 @@ def _whole_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patch_tree(image: np.ndarray, features: np.ndarray, partition: bool = False) -> MaskHierarchy:
-    """The tree of the patches themselves, without superpixels, ranked like the default's regions.
+    """The region tree of the patches, without superpixels, ranked like the regions of the default generator.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        features: Features of this image.
-        partition: Assign pixels to patches by `partition_labels`; by default a patch is a square.
+        features: (rows, columns, channels) float patch features of this image.
+        partition: True to assign pixels to patches by `partition_labels`; otherwise a patch is a rectangle.
     """
     rows, columns, channels = features.shape
     height, width = image.shape[:2]
     ys, xs = ((np.arange(n) + 0.5) * cells / n for n, cells in ((height, rows), (width, columns)))
     squares = ys.astype(int)[:, None] * columns + xs.astype(int)[None]
     labels = partition_labels(image, (rows, columns)) if partition else squares
-    # A tree has no empty superpixels: a patch that lost every pixel gets its central one back.
+    # A superpixel must not be empty: a patch that lost all its pixels gets the central one back.
     lost = np.setdiff1d(np.arange(rows * columns), labels)
     y, x = (lost // columns * 2 + 1) * height // (2 * rows), (lost % columns * 2 + 1) * width // (2 * columns)
     labels[y, x] = lost
@@ -205,7 +205,7 @@ def patch_tree(image: np.ndarray, features: np.ndarray, partition: bool = False)
 
 
 def sharpened(image: np.ndarray, masks: MaskSet) -> MaskSet:
-    """The masks after MaskCut's CRF, without those that it drops."""
+    """The masks after MaskCut's CRF, without the masks that the CRF rejects."""
     crf = MaskCRF(image)
     refined = [(crf(one.to_bitmaps()[0]), one.scores[0]) for one in masks]
     kept = [(mask, score) for mask, score in refined if mask is not None]

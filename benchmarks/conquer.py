@@ -1,4 +1,4 @@
-"""The conquer step on run lengths and one tree against a direct implementation of the paper; see `plain_published`."""
+"""The conquer step on one tree and run lengths against a direct implementation of the paper; see `plain_published`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from benchmarks.timing import Comparison, Cost, Row, in_new_process, one_thread
 
 
 def run(inputs: Inputs, n_objects: int = 20, n_plain: int = 3, height: int = 1500) -> Row:
-    """Compares both in a separate process, whose memory holds no data of other rows.
+    """Compares both in a separate process, whose memory contains no data of other rows.
 
     Args:
         inputs: Unused.
-        n_objects: Objects that the image is divided into.
-        n_plain: Number of them that the direct implementation processes.
+        n_objects: Number of objects in the image.
+        n_plain: Number of objects that the direct implementation processes.
         height: Height of the image in pixels; the width is 1.5 times as large.
     """
     with one_thread():

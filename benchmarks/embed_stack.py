@@ -1,7 +1,8 @@
 """Embeds a stack as the dock does, cancelled at half and resumed: ``python -m benchmarks.embed_stack STACK.tif``.
 
-Planes that are too small are extended by reflection. Counts the planes that each run embedded, compares the stored
-embeddings with those of a run without interruption, and measures the time of clicks on the first plane meanwhile.
+Planes that are too small are extended by reflection. The benchmark counts the planes that each run embeds, compares the
+stored embeddings with those of a run without interruption, and measures the time of clicks on the first plane while all
+planes are embedded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CLICK_EVERY_S = 0.5
 
 
 class StoppedAtHalf(Exception):
-    """Stands for the user's cancellation."""
+    """Raised in place of the user's cancellation."""
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 class Stack:
-    """Planes, and the folder that stores their embeddings."""
+    """Planes, and an embedder that stores their embeddings in a folder."""
 
     def __init__(self, planes: np.ndarray, engine: str, folder: Path) -> None:
         self._embedder = PlaneEmbedder(InferenceSettings(engine, store=folder))
@@ -72,7 +73,7 @@ class Stack:
         ]
 
     def run(self, name: str, stop_at: float | None = None) -> StackReport | None:
-        """The report of the run; None if it was stopped."""
+        """Embeds all planes, up to the fraction `stop_at`; returns the report of the run, or None if it was stopped."""
         kept, report, started_s = [], None, time.perf_counter()
 
         def progress(fraction: float, text: str) -> None:
@@ -88,7 +89,7 @@ class Stack:
         return report
 
     def click_meanwhile(self) -> None:
-        """Clicks on the first plane while nothing else runs, then while all planes are embedded."""
+        """Prints the times of clicks on the first plane, while nothing else runs and while all planes are embedded."""
         controller, answered, done = SegmentationController(self._embedder), threading.Event(), threading.Event()
         controller.proposal_changed.connect(lambda: controller.proposal is not None and answered.set())
         random = np.random.default_rng(0)
@@ -121,13 +122,13 @@ class Stack:
 
 
 def square_planes(stack: np.ndarray, count: int, side_px: int) -> np.ndarray:
-    """(count, side, side): the stack extended by reflection, or cropped."""
+    """The stack, extended by reflection or cropped to (count, side_px, side_px)."""
     lacking = [(0, max(wanted - have, 0)) for wanted, have in zip((count, side_px, side_px), stack.shape, strict=True)]
     return np.pad(stack, lacking, mode='reflect')[:count, :side_px, :side_px]
 
 
 def same_arrays(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
-    """Whether two embeddings are bit-identical."""
+    """True if two embeddings consist of the same arrays with equal values."""
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 

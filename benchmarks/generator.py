@@ -24,8 +24,8 @@ def run(inputs: Inputs, shrink: int = 1) -> Row:
     """Finds the masks of some images with both presets.
 
     Args:
-        inputs: The images, and their ground truth if there is one.
-        shrink: Images are subsampled by this factor; 1 with ground truth.
+        inputs: The images, and optionally their ground truth.
+        shrink: Images are subsampled by this factor; must be 1 if there is ground truth.
     """
     paths = inputs.paths()
     truth = _truth_of(paths, inputs.ground_truth) if inputs.ground_truth else None
@@ -33,7 +33,7 @@ def run(inputs: Inputs, shrink: int = 1) -> Row:
     with one_thread():
         generators = [PseudoMaskGenerator.from_preset(preset, vit=_VIT) for preset in _PRESETS]
         for generator in generators:
-            generator(photograph()[:64, :64]).select()  # compiles; a given image may be plain there
+            generator(photograph()[:64, :64]).select()  # compiles; the corner of a given image may have a single colour
         costs, found = zip(*(_both(generators, image) for image in images), strict=True)
     ours, theirs = (
         Cost(*(sum(getattr(pair[preset], name) for pair in costs) / len(images) for name in ('cpu_s', 'wall_s')))
@@ -62,7 +62,7 @@ def _both(generators: Sequence[PseudoMaskGenerator], image: np.ndarray) -> tuple
 
 
 def _truth_of(paths: Sequence[Path], path: Path) -> tuple[list[Any], dict[str, Any]]:
-    """Ids of the images, and the ground truth of these alone."""
+    """Ids of the images, and the ground truth of these images only."""
     everything = load_ground_truth(path)
     paired = match_images([str(image) for image in paths], everything)
     ids = [paired[str(image)] for image in paths]

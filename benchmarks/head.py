@@ -1,7 +1,8 @@
 """The whole-image model against MMDetection's Mask2Former with the same weights: time and peak memory.
 
 ``python -m benchmarks.head predict`` or ``python -m benchmarks.head train``, with sizes as options. Both sides run
-alternately, each in a separate process for its peak memory. The model is that of the shipped config with random weights.
+alternately, each in a separate process, so that its peak memory can be measured. By default, the model is that of the
+published config; its weights are random.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ _FORGET_PEAK = Path('/proc/self/clear_refs')
 
 @dataclass(frozen=True)
 class Job:
-    """What is run.
+    """The task of both sides.
 
     Attributes:
-        mode: 'predict', one image to run lengths (ours) or bitmaps (MMDetection's); 'train', losses and gradients.
+        mode: 'predict': one image to masks, as run lengths (ours) or bitmaps (MMDetection); 'train': losses and
+            gradients.
         size: Height and width of the image in pixels.
         queries: Number of queries of the model.
-        masks: Number of masks of the image, in training.
-        threads: Number of torch's threads.
-        config: A config file of the model.
+        masks: Number of ground-truth masks of the image, in training.
+        threads: Number of torch threads.
+        config: Config file of the model.
     """
 
     mode: str
@@ -58,7 +60,7 @@ _DEFAULTS = {'predict': {'queries': 2000}, 'train': {'queries': 500}}
 
 
 def run(inputs: Inputs, size: int = 512, queries: int | None = None, rounds: int = 1) -> Row:
-    """Both modes.
+    """Compares prediction and training.
 
     Args:
         inputs: Unused.
@@ -75,7 +77,7 @@ def compare(job: Job, rounds: int) -> tuple[Comparison, str]:
     """Runs both sides alternately, and compares the medians.
 
     Returns:
-        The comparison, and the inverse of its ratios, ours over the rival's.
+        The comparison, and a note with the inverse of its ratios: our cost divided by the rival's.
     """
     records = measure(job, rounds, _SIDES)
     (ours, theirs), (outcome, expected) = (
@@ -89,7 +91,7 @@ def compare(job: Job, rounds: int) -> tuple[Comparison, str]:
 
 
 def measure(job: Job, rounds: int, sides: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
-    """Costs and results of all runs of each side; each run is a separate process."""
+    """Costs and results of all runs, by side; each run is a separate process."""
     records: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         _save_weights(job, Path(folder))
@@ -104,7 +106,7 @@ def _median(records: list[dict[str, Any]]) -> Cost:
 
 
 def _agreement(job: Job, ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the results are equal up to rounding or, in training, up to the choice of random points."""
+    """True if the results are equal up to rounding or, in training, to the choice of random points; and the figures."""
     if job.mode == 'train':
         apart = abs(ours['loss'] - theirs['loss']) / theirs['loss']
         return apart < 0.02, f'losses {ours["loss"]:.4g} and {theirs["loss"]:.4g} at different random points'
@@ -135,7 +137,7 @@ def _in_process(job: Job, side: str, folder: Path) -> dict[str, Any]:
 
 
 def _measure(job: Job, side: str, folder: Path) -> dict[str, Any]:
-    """Runs one side in this process, first on a small image, since libraries initialise themselves at the first call."""
+    """Runs one side in this process, after a small image: libraries initialise themselves at the first call."""
     import torch
 
     torch.set_num_threads(job.threads)
@@ -145,7 +147,7 @@ def _measure(job: Job, side: str, folder: Path) -> dict[str, Any]:
     step(model, _WARM_UP_PX, 2)
     model.zero_grad()
     if _FORGET_PEAK.exists():
-        _FORGET_PEAK.write_text('5')  # otherwise the peak of the warm-up counts
+        _FORGET_PEAK.write_text('5')  # resets the peak, which otherwise includes the warm-up
     loaded = peak_memory()
     torch.manual_seed(1)
     cost, outcome = timed(lambda: step(model, job.size, job.masks))
@@ -209,7 +211,7 @@ def _build(job: Job, side: str) -> Any:
 
 
 def _batch(size: int, n_masks: int) -> dict[str, list]:
-    """A photograph and ellipses of all sizes in the form of a pipeline's output."""
+    """A photograph, with ellipses of many sizes as its masks, in the format that a pipeline returns."""
     import torch
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks

@@ -1,4 +1,4 @@
-"""Images for the rows: scikit-image's photographs, or those of a folder."""
+"""Images for the rows: scikit-image's photographs, or the images of a folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PICTURES = ('coffee.png', 'astronaut.png', 'chelsea.png', 'rocket.jpg')
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images for the rows that take several.
+    """Images for rows that need several.
 
     Attributes:
         images: Folder of images; None: scikit-image's photographs.
-        ground_truth: COCO file of the images in that folder.
-        count: Number of images that are used.
+        ground_truth: COCO file of the images in this folder.
+        count: Maximum number of images.
     """
 
     images: Path | None = None
@@ -44,7 +44,7 @@ class Inputs:
 
 
 def photograph(name: str = 'astronaut.png') -> np.ndarray:
-    """(H, W, 3) uint8 RGB, one of scikit-image's."""
+    """One of scikit-image's photographs, (H, W, 3) uint8 RGB."""
     return read_image(sample_images.folder() / name)
 
 

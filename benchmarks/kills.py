@@ -1,11 +1,12 @@
 """Kills commands at random moments and checks that nothing is lost: ``python -m benchmarks.kills WHAT [--moments 20]``.
 
 WHAT is `generate`, `generate-workers`, `npz` or `train`. For `generate` the command is killed repeatedly, with its
-workers, and started again. After each kill, finished files must be complete and unchanged; only the images that were being
-processed may be processed again; and the final files must equal those of a run without kills. For `npz` a
-process that repeatedly replaces an embedding is killed, and the file must hold one of the embeddings that it wrote. For
-`train` a training is killed repeatedly, with its workers, and resumed: only iterations after the last complete checkpoint
-may be lost, and the final losses and weights must be bit-identical to those of a training without kills.
+workers, and started again. After each kill, finished files must be complete and unchanged; only the images that were
+being processed may be processed again; and the final files must equal those of a run without kills. For `npz` a process
+that repeatedly replaces an embedding file is killed, and the file must contain the last embedding that the process
+reported, or the next one. For `train` a training is killed repeatedly, with its workers, and resumed: only iterations
+after the last complete checkpoint may be lost, and the final losses and weights must be bit-identical to those of a
+training without kills.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.R
 
 
 def training_runs() -> ModuleType:
-    """The module `tests.test_engine.runs` of this checkout; some packages install a package called tests, too."""
+    """The module `tests.test_engine.runs` of this checkout, even if another package called `tests` is installed."""
     ours = ModuleType('tests')
     ours.__path__ = [str(Path(__file__).resolve().parents[1] / 'tests')]
     sys.modules['tests'] = ours
@@ -138,7 +139,7 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
     kept, kills, lost = 0, 0, []
     for moment in range(n_moments):
         process = start(killed)
-        if moment % 2:  # else it is killed as it starts
+        if moment % 2:  # every other training is killed while it starts, the others after a new checkpoint
             _wait(process, lambda known=kept: _last_iteration(killed) > known)
         time.sleep(moments.uniform(0, 1.5 if moment % 2 else startup_s))
         _kill(process)
@@ -152,7 +153,7 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         found = 0 if path is None else int(path.stem.removeprefix('iter_'))
         logged = max(runs.losses(killed), default=0)
         lost.append(logged - found)
-        # The checkpoint that was being written may be truncated, and is ignored then.
+        # A checkpoint that was being written may be truncated; a truncated checkpoint is ignored.
         if found < kept or logged - found > 2 * CHECKPOINT_EVERY:
             print(f'moment {moment}: goes on from {found} after {logged} iterations, could have from {kept} before')
             return 1
@@ -207,10 +208,10 @@ def _start(command: list[str], stdout: int = subprocess.DEVNULL, cwd: Path | Non
 
 def _kill(process: subprocess.Popen) -> None:
     """Kills the process and its workers at once, as the memory limit of a cluster or container does."""
-    with suppress(ProcessLookupError):  # it has ended
+    with suppress(ProcessLookupError):  # raised if the process has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.2)  # until the workers are gone too
+    time.sleep(0.2)  # until the workers have ended, too
 
 
 def _wait(process: subprocess.Popen, condition) -> None:

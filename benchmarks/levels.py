@@ -1,8 +1,9 @@
-"""Objects of whole micrographs without a click: one level of the region tree, or Auto, against thresholding.
+"""Finds the objects of whole micrographs without a click: one level of the region tree, or Auto, against thresholding.
 
-F1 at IoU 0.5 is 2 TP / (objects found + true objects), the mean over the images of each type; the pixels determine the
-type. The best single level is chosen with the ground truth; the proposed level and Auto do not use it. The rival is Otsu's
-threshold on the same lightness, on the same side of it, split by a watershed of the distance to the background.
+F1 at IoU 0.5 is 2 TP / (objects found + true objects). It is averaged over the images of each type, which is derived
+from the pixels. The best single level is chosen with the ground truth; the proposed level and Auto do not use it. The
+rival is Otsu's threshold on the same lightness, with objects on the same side of the threshold, split by a watershed of
+the distance to the background.
 
     python -m benchmarks.levels IMAGES GT.json
     python -m benchmarks.levels IMAGES GT.json --fold 1 --json figures.json    # other images of the same types
@@ -45,7 +46,7 @@ _N_REDRAWS = 60
 
 
 def type_of(rgb: np.ndarray) -> str:
-    """The type of micrograph, determined by its colours, brightness and size."""
+    """The type of a micrograph, derived from its colours, brightness and size: a key of `_IMAGES_A_TYPE`."""
     channels = rgb.astype(int)
     if np.ptp(channels, axis=-1).mean() > _COLOURED:
         return 'stained'
@@ -55,7 +56,7 @@ def type_of(rgb: np.ndarray) -> str:
 
 
 def chosen_images(folder: Path, truth: dict[str, Any], fold: int) -> Iterator[tuple[str, dict[str, Any], np.ndarray]]:
-    """Type, record and pixels of images spread evenly over those of each type; folds share no image."""
+    """Yields type, COCO record and (H, W, 3) pixels of evenly spaced images of each type; folds share no image."""
     found: dict[str, list[tuple[dict[str, Any], np.ndarray]]] = {name: [] for name in _IMAGES_A_TYPE}
     for image in sorted(truth['images'], key=lambda image: image['file_name']):
         rgb = as_rgb_uint8(imread(folder / image['file_name']))
@@ -83,7 +84,7 @@ def drawn(tree: MaskHierarchy, nodes: np.ndarray) -> np.ndarray:
 
 
 def f1(found: np.ndarray, truth: np.ndarray) -> float:
-    """F1 at IoU 0.5 of two label maps, 0 being background; except for ties, no object has two matches at that IoU."""
+    """F1 at IoU 0.5 of two label maps in which 0 is background; only at exactly 0.5 can an object have two matches."""
     values, places = np.unique(found, return_inverse=True)
     found = places.reshape(found.shape) + int(values[0] != 0)
     n_found, n_truth = int(found.max()), int(truth.max())
@@ -95,7 +96,7 @@ def f1(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def thresholded(scene: Scene) -> np.ndarray:
-    """The rival: (H, W) labels by Otsu's threshold and a watershed."""
+    """The rival's (H, W) label map: Otsu's threshold and a watershed."""
     light = scene.lab[..., 0] > scene.threshold
     inside = ndimage.binary_fill_holes(light == scene.objects_are_bright)
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(inside), 1.0)
@@ -108,7 +109,7 @@ def thresholded(scene: Scene) -> np.ndarray:
 
 
 def figures_of(rgb: np.ndarray, truth: np.ndarray, generator: PseudoMaskGenerator) -> dict[str, float]:
-    """F1 of each method on one image, and the seconds for measuring and Auto."""
+    """F1 of each method on one image, and the seconds for measuring all regions and for Auto."""
     hierarchy = generator(rgb)
     limits, start = RegionFilter(), time.perf_counter()
     table = CandidateTable(hierarchy, rgb)
@@ -131,7 +132,7 @@ def figures_of(rgb: np.ndarray, truth: np.ndarray, generator: PseudoMaskGenerato
 
 
 def measure(folder: Path, truth_file: Path, fold: int) -> dict[str, dict[str, float]]:
-    """Mean figures of the images of each type, and of all."""
+    """Mean figures over the images of each type, and over all images."""
     truth = load_ground_truth(truth_file)
     annotations: dict[int, list[dict[str, Any]]] = {}
     for annotation in truth['annotations']:
@@ -151,7 +152,7 @@ def measure(folder: Path, truth_file: Path, fold: int) -> dict[str, dict[str, fl
 
 
 def format_table(figures: dict[str, dict[str, float]]) -> str:
-    """A row for each type."""
+    """A Markdown table with a row for each type, and the ratio of Auto to the rival."""
     columns = list(next(iter(figures.values())))
     lines = ['| type | ' + ' | '.join(columns) + ' |', '|---' * (len(columns) + 1) + '|']
     for name, row in figures.items():
@@ -162,7 +163,7 @@ def format_table(figures: dict[str, dict[str, float]]) -> str:
 
 
 def redraws_a_second(rgb: np.ndarray, hierarchy: MaskHierarchy) -> float:
-    """How often a second the level slider redraws an image in a window, napari's own drawing included."""
+    """Number of times a second that the level slider redraws an image in a window, including napari's drawing."""
     import napari
     from napari.layers import Labels
     from qtpy.QtWidgets import QApplication, QOpenGLWidget
@@ -196,7 +197,7 @@ def redraws_a_second(rgb: np.ndarray, hierarchy: MaskHierarchy) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table, or the rate of the slider."""
+    """Prints a table, or the number of redraws a second."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', type=Path, help='folder of micrographs')
     parser.add_argument('truth', type=Path, nargs='?', help='their objects, a COCO file')

@@ -1,6 +1,6 @@
 """Average recall and precision by this package against pycocotools and faster-coco-eval, figure by figure.
 
-``python -m benchmarks.metric`` draws nested regions; ``--predictions FOLDER --gt FILE`` takes real ones.
+``python -m benchmarks.metric`` generates nested regions; with ``--predictions FOLDER --gt FILE``, real masks are used.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from unsam_mm.masks.rle import LabelRuns, Rle, rle_to_json
 _TOLERANCE = 1e-9
 _MAX_DETS = [1, 10, 100, 1000]
 _SIZES_HW = ((321, 481), (480, 640), (640, 427))
-_N_TRUTHS = 80  # BSDS500 has about as many, from several people
-_CROWDS = 0.03  # of the truths
-_WAVES_PX = 2.0  # how far the borders of truths stray from those of predictions
+_N_TRUTHS = 80  # ground-truth masks an image; BSDS500 has about as many, from several people
+_CROWDS = 0.03  # share of the ground-truth masks that are crowds
+_WAVES_PX = 2.0  # standard deviation of the displacement of borders, drawn separately for predictions and ground truth
 
 Scene = tuple[list[dict[str, Any]], dict[str, Any]]
-"""Predictions and ground truth in COCO's form."""
+"""COCO results, and a COCO annotation file."""
 
 
 def run(
@@ -42,9 +42,9 @@ def run(
     Args:
         inputs: Unused.
         n_images: Number of images.
-        n_predictions: Predictions of each synthetic image.
+        n_predictions: Number of predictions for each synthetic image.
         repetitions: Runs of each side.
-        scene: Real masks instead of synthetic ones.
+        scene: Masks that replace the synthetic ones.
     """
     predictions, truth = scene or nested_scene(n_images, n_predictions)
     sides = {'ours': lambda: evaluate_masks(predictions, truth)} | _rivals(predictions, truth)
@@ -63,7 +63,7 @@ def run(
 
 
 def nested_scene(n_images: int, n_predictions: int, seed: int = 0) -> Scene:
-    """Nested masks of all sizes, with ties in the scores; ground-truth masks have other random borders."""
+    """Synthetic nested masks of all sizes, some with equal scores; ground-truth masks have other random borders."""
     random = np.random.default_rng(seed)
     images, predictions, annotations = [], [], []
     for image_id in range(1, n_images + 1):
@@ -71,7 +71,7 @@ def nested_scene(n_images: int, n_predictions: int, seed: int = 0) -> Scene:
         images.append({'id': image_id, 'height': height, 'width': width, 'file_name': f'{image_id}.jpg'})
         found, wanted = _regions((height, width), n_predictions, random)
         for rle, area in found:
-            # Large regions come first, more or less; two decimals make many scores equal.
+            # Large regions tend to have high scores; rounding to two decimals makes many scores equal.
             score = round(float(np.log(area) / np.log(height * width) + random.normal(0, 0.2)), 2)
             predictions.append({'image_id': image_id, 'category_id': 1, 'segmentation': rle, 'score': score})
         for rle, area in wanted:
@@ -105,7 +105,7 @@ def real_scene(predictions: Path, ground_truth: Path, n_images: int) -> Scene:
 
 
 def _rivals(predictions: Sequence[dict[str, Any]], truth: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    """The toolboxes, called as in their documentation; they write into the records, so these are copied."""
+    """The toolboxes, called as in their documentation, on copies of the records, since they modify them."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -145,11 +145,14 @@ def _figures(recall: Any, precision: Any) -> dict[str, float]:
 def _regions(
     size_hw: tuple[int, int], n_predictions: int, random: np.random.Generator
 ) -> tuple[list[tuple[Rle, int]], list[tuple[Rle, int]]]:
-    """RLEs and areas of predictions and of truths: nodes of one tree over random points, each with random borders."""
+    """RLEs and areas of predictions and of ground-truth masks.
+
+    Both are nodes of one tree over random points, with different random borders.
+    """
     points = random.uniform((0, 0), size_hw, (max(n_predictions * 6 // 10, 2), 2))
     merges = linkage(points, 'average')
     place = np.empty(len(points), np.int64)
-    place[leaves_list(merges)] = np.arange(len(points))  # in this order, each node is an interval of points
+    place[leaves_list(merges)] = np.arange(len(points))  # in this order of leaves, each node is an interval of points
     first, last = [*place], [*(place + 1)]
     for left, right in merges[:, :2].astype(int):
         first.append(min(first[left], first[right]))
@@ -162,7 +165,7 @@ def _regions(
 
 
 def _nearest(points: np.ndarray, size_hw: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """(H, W) index of the nearest point of each pixel, after a smooth random displacement of the pixels."""
+    """(H, W) index of the point nearest to each pixel, after a smooth random displacement of the pixels."""
     waves = gaussian_filter(random.normal(size=(2, *size_hw)), (0, 5, 5))
     pixels = np.indices(size_hw) + waves * (_WAVES_PX / waves.std())
     return cKDTree(points).query(pixels.reshape(2, -1).T)[1].reshape(size_hw)

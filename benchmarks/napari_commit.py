@@ -1,7 +1,7 @@
-"""How long napari's GUI thread is busy while an object is committed and undone, and while a slider is moved.
+"""CPU time of napari's GUI thread while an object is committed and undone, and while a slider is moved.
 
-Commits an ellipsoid of 1.7 million voxels into a stack of 64 x 512 x 512, and moves the slider of a stack that holds 64 objects,
-with the dock open. Needs a screen, or ``xvfb-run``::
+The benchmark commits an ellipsoid of 1.7 million voxels into a stack of 64 x 512 x 512, and moves the slider of a stack
+that contains 64 objects, with the dock open. It needs a screen, or ``xvfb-run``::
 
     python -m benchmarks.napari_commit
 """
@@ -31,7 +31,7 @@ N_OBJECTS = 64
 
 
 def ellipsoid() -> tuple[tuple[slice, ...], np.ndarray]:
-    """The box of the object and its mask."""
+    """The box of the object as slices of the stack, and its bool mask in this box."""
     grids = np.ogrid[tuple(slice(-radius, radius + 1) for radius in RADII)]
     mask = sum((grid / radius) ** 2 for grid, radius in zip(grids, RADII, strict=True)) <= 1
     starts = [(n - length) // 2 for n, length in zip(SHAPE, mask.shape, strict=True)]
@@ -46,7 +46,7 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def measure_commit(session: ViewerSession) -> None:
-    """Prints how long a commit takes in the GUI thread, and its memory."""
+    """Prints the CPU time of a commit, undo and redo in the GUI thread, and the memory of a commit."""
     box, mask = ellipsoid()
     n_voxels = int(mask.sum())
     session.ensure_objects()
@@ -74,7 +74,7 @@ def measure_commit(session: ViewerSession) -> None:
 
 
 def measure_slider(session: ViewerSession, app: QApplication) -> None:
-    """Prints how long a step of the slider takes while many objects are in the stack."""
+    """Prints the CPU time of a step of the slider while many objects are in the stack."""
     side, depth = 48, 40
     grid = np.ogrid[-1 : 1 : depth * 1j, -1 : 1 : side * 1j, -1 : 1 : side * 1j]
     mask = sum(axis**2 for axis in grid) <= 1
@@ -89,7 +89,7 @@ def measure_slider(session: ViewerSession, app: QApplication) -> None:
 
 
 def slide(viewer: napari.Viewer, app: QApplication) -> str:
-    """How long the steps of the slider of a viewer take."""
+    """A text with the median CPU times of a step of a viewer's slider, and of drawing."""
     steps, drawn = [], []
     for step in range(40):
         steps.append(milliseconds(lambda step=step: viewer.dims.set_current_step(0, 10 + step)))

@@ -1,12 +1,12 @@
-"""How quickly the napari plugin answers in a window, with the engine that users get.
+"""How quickly the napari plugin answers in a window, by default with the engine that users get.
 
 Run it where there is a screen, or under Xvfb::
 
     xvfb-run -a -s "-screen 0 1280x1024x24" python -m benchmarks.napari_latency
 
-Prints the time from opening the dock to the first committed object of a 512 x 512 px image, the time from click to outline,
-that of a step of granularity, and the longest pause of the event loop meanwhile. With ``--bare``: the pauses of napari alone
-when a program adds a layer of each kind, and when Python collects its garbage.
+It prints the time from opening the dock to the first committed object of an image, the times from a click to the
+outline and of a step of granularity, and the longest pauses of the event loop meanwhile. With ``--bare`` it prints the
+pauses of napari alone while layers of each kind are added, and while Python collects garbage.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class PauseTimer:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
-    """Runs the event loop until a condition holds.
+    """Runs the event loop until a condition is true.
 
     Raises:
-        TimeoutError: If it does not hold in time.
+        TimeoutError: If it is not true after `timeout_s`.
     """
     from qtpy.QtWidgets import QApplication
 
@@ -121,7 +121,7 @@ def measure_bare() -> None:
 
 
 def segmentation_widget(viewer: napari.Viewer, engine: str) -> SegmentationWidget:
-    """The content of the dock, with an engine that stores nothing."""
+    """The content of the dock; embeddings are not stored."""
     from napari_unsam.engine.inference import InferenceSettings
     from napari_unsam.engine.planes import PlaneEmbedder
     from napari_unsam.qt.widget import SegmentationController, SegmentationWidget, in_gui_thread

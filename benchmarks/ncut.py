@@ -28,7 +28,7 @@ def run(inputs: Inputs, side: int = 60, repetitions: int = 3) -> Row:
         sides = {'ours': lambda: second_eigenvector(similar), 'dense': lambda: dense_second_eigenvector(similar)}
         costs, vectors = in_turns(sides, repetitions)
     ours, dense = (vector > vector.mean() for vector in vectors.values())
-    same = max(int((ours == dense).sum()), int((ours != dense).sum()))  # the sign of an eigenvector means nothing
+    same = max(int((ours == dense).sum()), int((ours != dense).sum()))  # the sign of an eigenvector is arbitrary
     checked = f'{side} x {side} patches: {same} of {len(ours)} on the same side of the cut'
     return Row(
         'ncut',

@@ -1,4 +1,4 @@
-"""Suppression of near-equal masks of one tree by intervals of leaves against the same by pixels."""
+"""Suppression of near-equal masks of one tree by intervals of leaves, against the same by pixels and run lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_IOU = 0.9
 
 
 def run(inputs: Inputs, n_masks: int = 500, repetitions: int = 3, shrink: int = 1) -> Row:
-    """Suppresses among the largest regions of a photograph.
+    """Suppresses masks among the largest regions of a photograph.
 
     Args:
         inputs: Unused.
@@ -55,9 +55,9 @@ def run(inputs: Inputs, n_masks: int = 500, repetitions: int = 3, shrink: int = 
 
 
 def by_pixels(masks: np.ndarray, areas: np.ndarray, max_iou: float) -> np.ndarray:
-    """(N,) bool, which of (N, H, W) bool masks, sorted by decreasing (N,) areas, are kept.
+    """(N,) bool, True for the masks to keep, of (N, H, W) bool masks that are sorted by decreasing (N,) areas.
 
-    For a fair comparison, pairs whose areas exclude the overlap are not compared.
+    For a fair comparison, pairs whose areas rule out an IoU above `max_iou` are not compared.
     """
     kept = np.ones(len(masks), bool)
     for i in range(len(masks)):
@@ -71,7 +71,7 @@ def by_pixels(masks: np.ndarray, areas: np.ndarray, max_iou: float) -> np.ndarra
 
 
 def by_run_lengths(rles: list[Rle], max_iou: float) -> np.ndarray:
-    """(N,) bool, which of N masks, sorted by decreasing areas, are kept."""
+    """(N,) bool, True for the masks to keep, of N masks that are sorted by decreasing areas."""
     above = coco_mask.iou(rles, rles, [0] * len(rles)) > max_iou
     kept = np.ones(len(rles), bool)
     for i in range(len(rles)):

@@ -7,8 +7,8 @@ suppression. `unsam_mm.published.procedure.conquer_object` finds the same masks 
     python -m benchmarks.plain_published
 
 uses a photograph enlarged to 1500 x 2250 pixels, twenty regions of it as objects, and the same patch features for both
-sides. It prints one line with the ratios of time and of peak memory, and the number of equal masks. Linux and macOS only:
-each side runs in a forked process, whose peak memory the system reports.
+sides. It prints one line with the ratios of time and of peak memory, and the number of equal masks. It runs on Linux
+and macOS only: each side runs in a forked process, whose peak memory the system reports.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from unsam_mm.published.maskcut import resize_to_square
 from unsam_mm.published.procedure import RELEASE, PublishedSettings, conquer_object, crop_box
 
 _SIZE_HW = (1500, 2250)
-_HALF = 0.5 + 1e-5  # so that exact halves do not depend on rounding
-_ROUNDING_PX = 3  # pixels that may differ by rounding of other values, of millions
+_HALF = 0.5 + 1e-5  # more than a half, so that the result for exact halves does not depend on rounding
+_ROUNDING_PX = 3  # pixels, of millions, that may differ because other values are rounded
 
 
 def plain_parts(features: np.ndarray, mask: np.ndarray, settings: PublishedSettings = RELEASE) -> list[np.ndarray]:
-    """Parts of one object, with the suppression of the release.
+    """Parts of one object, after the suppression of the released code.
 
     Args:
-        features: Features of the object's box.
+        features: (rows, columns, channels) float patch features of the object's box.
         mask: (H, W) bool, the object.
-        settings: `thetas`, `min_patches`, `min_coverage`, `nms_iou` and `nms_window` count.
+        settings: Only `is_centred`, `thetas`, `min_patches`, `min_coverage`, `nms_iou` and `nms_window` are used.
 
     Returns:
         (H, W) bool masks, large ones first.
@@ -59,7 +59,7 @@ def plain_parts(features: np.ndarray, mask: np.ndarray, settings: PublishedSetti
             enlarged = _enlarged(patches, features.shape[:2], box, (height, width))
             if (enlarged & mask).sum() > settings.min_coverage * enlarged.sum():
                 masks.append(enlarged)
-    masks.sort(key=lambda mask: -int(mask.sum()))  # a stable sort: of equal areas the earlier level first
+    masks.sort(key=lambda mask: -int(mask.sum()))  # a stable sort: among equal areas, the earlier level is first
     dropped: set[int] = set()
     for i, larger in enumerate(masks):
         if i in dropped:
@@ -71,7 +71,7 @@ def plain_parts(features: np.ndarray, mask: np.ndarray, settings: PublishedSetti
 
 
 def _clusters_by_level(grid: np.ndarray, settings: PublishedSettings) -> list[list[list[int]]]:
-    """For each threshold the clusters, as lists of patches, that still touch another one."""
+    """For each threshold, the clusters that still touch another cluster, as lists of patches."""
     rows, columns, channels = grid.shape
     features = (
         (grid - grid.mean(axis=(0, 1))).reshape(-1, channels) if settings.is_centred else grid.reshape(-1, channels)
@@ -108,7 +108,7 @@ def _clusters_by_level(grid: np.ndarray, settings: PublishedSettings) -> list[li
 def _enlarged(
     patches: list[int], grid_hw: tuple[int, int], box_xyxy: tuple[int, int, int, int], size_hw: tuple[int, int]
 ) -> np.ndarray:
-    """(H, W) bool: patches of a box, enlarged to it bicubically, in the whole image."""
+    """(H, W) bool mask of patches of a box, enlarged bicubically to the size of the box, in the whole image."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -122,7 +122,7 @@ def _enlarged(
 
 
 def divided_photograph(n_objects: int = 20, size_hw: tuple[int, int] = _SIZE_HW) -> tuple[list[Rle], list[np.ndarray]]:
-    """Regions of a photograph, 1 to 60 % of its area each, in an image of 1500 x 2250 pixels, and their features."""
+    """RLEs of regions of an enlarged photograph, each 1 to 60 % of its area, and the patch features of their boxes."""
     height, width = size_hw
     small = np.ascontiguousarray(data.astronaut()[:341])
     image = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
@@ -145,17 +145,17 @@ class Measured:
 
     Attributes:
         size_hw: Height and width of the image.
-        n_objects: Objects in it.
-        n_plain: Objects that the direct implementation processed.
-        ours: Time for these, memory for all objects.
-        plain: Time and memory for these.
-        all_masks: Parts of all objects.
-        all_s: Our processor seconds for all objects.
-        our_masks: Our parts of the objects that both processed.
-        plain_masks: Parts of the direct implementation.
-        same: How many of them are equal in every pixel.
-        differing_px: How many pixels are in one mask and not in the other, for the least alike of the rest: one or two,
-            where a value of the interpolation is a half up to rounding.
+        n_objects: Number of objects in it.
+        n_plain: Number of objects that the direct implementation processed.
+        ours: Our time for these objects, and our peak memory for all objects.
+        plain: Time and peak memory of the direct implementation.
+        all_masks: Number of parts that we found in all objects.
+        all_s: Our CPU seconds for all objects.
+        our_masks: Number of parts that we found in the objects that both sides processed.
+        plain_masks: Number of parts that the direct implementation found.
+        same: Number of these parts that are equal in every pixel.
+        differing_px: Largest number of pixels in which one of the other parts differs from the most similar part of
+            ours: one or two, where an interpolated value is a half up to rounding.
     """
 
     size_hw: tuple[int, int]
@@ -172,7 +172,7 @@ class Measured:
 
     @property
     def agree(self) -> bool:
-        """Whether both sides found the same masks, up to rounding."""
+        """True if both sides found the same masks, up to rounding."""
         return self.plain_masks == self.our_masks and self.differing_px <= _ROUNDING_PX
 
     def __str__(self) -> str:
@@ -192,9 +192,9 @@ def compare(n_objects: int = 20, n_plain: int = 3, size_hw: tuple[int, int] = _S
     """Runs both sides.
 
     Args:
-        n_objects: Number of objects in the image.
-        n_plain: Number of objects, evenly spaced, on which time is compared: the direct implementation takes seconds for
-            each. Its peak memory on these is compared with ours on all objects.
+        n_objects: Maximum number of objects in the image.
+        n_plain: Number of objects, evenly spaced, for which time is compared: the direct implementation needs seconds
+            for each. Its peak memory for these is compared with ours for all objects.
         size_hw: Height and width of the image.
     """
     objects, features = divided_photograph(n_objects, size_hw)
@@ -225,7 +225,10 @@ def compare(n_objects: int = 20, n_plain: int = 3, size_hw: tuple[int, int] = _S
 
 
 def _differing_px(some: set[bytes], others: set[bytes], size_hw: tuple[int, int]) -> int:
-    """The largest distance, in pixels, of a mask of one set, given as run lengths, to the nearest of the other set."""
+    """The largest number of pixels in which a mask of `some` differs from the most similar mask of `others`.
+
+    Masks are given as run lengths. If either set is empty, all pixels of the masks are counted.
+    """
     drawn, other_drawn = (
         [coco_mask.decode({'size': list(size_hw), 'counts': counts}) for counts in masks] for masks in (some, others)
     )
@@ -250,7 +253,7 @@ def _plain(objects: list[Rle], features: list[np.ndarray]) -> set[bytes]:
 
 
 def _measured(function, objects: list[Rle], features: list[np.ndarray]) -> tuple[set[bytes], Cost]:
-    """Result and cost of one side, in a forked process; its memory is that above what there was before."""
+    """Result and cost of one side, in a forked process; memory that the process had before is not counted."""
     _return_free_memory()
     context = multiprocessing.get_context('fork')
     receiver, sender = context.Pipe(duplex=False)

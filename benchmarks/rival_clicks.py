@@ -1,7 +1,8 @@
 """The same clicks for UnSAM and for methods without trained weights: GrabCut, random walker, SLIC and flood fill.
 
-The rivals return one mask, so their Max and Oracle IoU are equal. Each has one setting for all images; those that solve for
-the whole image process it at 320 px, since they would take seconds for a click otherwise.
+The rivals return one mask, so their Max and Oracle IoU are equal. Each has the same settings for all images. GrabCut
+and the random walker, which solve for the whole image, process it at 320 px, since they would otherwise need seconds
+for a click.
 
     python -m benchmarks.rival_clicks IMAGES GT.json --limit 8
     python -m benchmarks.rival_clicks IMAGES GT.json --limit 8 --clicks 5 --json figures.json --curve curves.png
@@ -39,7 +40,7 @@ _SLIC_REGIONS = 60
 _FLOOD_TOLERANCE = 12.0  # in Lab, where 2.3 is just noticeable
 
 Rival = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(H, W, 3) uint8, (N, 2) x and y, (N,) bool whether positive -> (H, W) bool."""
+"""(H, W, 3) uint8 RGB, (N, 2) int64 clicks x and y, and (N,) bool, True for positive clicks, to (H, W) bool."""
 
 
 class SingleMask:
@@ -47,14 +48,14 @@ class SingleMask:
 
     Args:
         rival: Computes the mask for all clicks on one object.
-        longest_px: The image is shrunk until its longer side is no longer than this.
+        longest_px: A larger image is shrunk until its longer side has this length. None: it is not shrunk.
     """
 
     def __init__(self, rival: Rival, longest_px: int | None = None) -> None:
         self._rival, self._longest_px = rival, longest_px
 
     def set_image(self, image: np.ndarray) -> None:
-        """Takes an (H, W, 3) uint8 image."""
+        """Sets the image, (H, W, 3) uint8 RGB."""
         self._size_hw = image.shape[:2]
         self._scale = min(1.0, (self._longest_px or max(self._size_hw)) / max(self._size_hw))
         shape = tuple(max(1, round(side * self._scale)) for side in self._size_hw)
@@ -69,7 +70,7 @@ class SingleMask:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One mask with the score 1; no logits are made, nor read."""
+        """A (1, H, W) bool mask with the score 1, and dummy logits; `mask_input` and `multimask_output` are ignored."""
         height, width = self._image.shape[:2]
         points = np.minimum(np.asarray(point_coords) * self._scale, (width - 1, height - 1)).astype(np.int64)
         mask = self._rival(self._image, points, np.asarray(point_labels) == 1)
@@ -108,7 +109,7 @@ def walker(image: np.ndarray, points: np.ndarray, positive: np.ndarray) -> np.nd
 
 
 def slic_regions(image: np.ndarray, points: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """The superpixels under the positive clicks, without those under negative ones."""
+    """The superpixels under positive clicks, without those that are also under negative clicks."""
     labels = slic(image, n_segments=_SLIC_REGIONS, compactness=10, start_label=1)
     under = labels[points[:, 1], points[:, 0]]
     return np.isin(labels, np.setdiff1d(under[positive], under[~positive]))
@@ -133,7 +134,7 @@ RIVALS: dict[str, Callable[[], SingleMask]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures all predictors with the same rule for clicks and the same segments; prints a table."""
+    """Evaluates all predictors with the same rule for clicks and the same segments, and prints a table."""
     options = _parse(arguments)
     check_results(options)
     images = prompt_images(options)
@@ -180,7 +181,7 @@ def _discs(points: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def _parts_under(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The connected parts of a mask that hold a point."""
+    """The connected parts of a mask that contain a point."""
     parts, _ = ndimage.label(mask)
     under = parts[points[:, 1], points[:, 0]]
     return np.isin(parts, under[under > 0])

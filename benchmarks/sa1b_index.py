@@ -1,8 +1,8 @@
-"""How start-up of the SA-1B data set grows with the number of images, beside MMEngine's list of entries.
+"""How the start of the SA-1B data set grows with the number of images, compared with MMEngine's list of entries.
 
-The folders are synthetic: shards of a thousand empty label files, some of which hold real labels and are read. Each
-start is a separate process, for its memory. Folders of up to 100,000 images are also listed, which happens once; for a
-larger folder only the index is written.
+The folders are synthetic shards of a thousand label files: a few, which are read, contain labels; all others are empty.
+Each start is a separate process, so that its memory can be measured. For folders of up to 100,000 images, the first
+listing is also measured; for larger folders, the index is written without the empty files.
 
     python -m benchmarks.sa1b_index                     # 1000, 100,000 and 1,000,000 images
     python -m benchmarks.sa1b_index 1000 20000
@@ -24,9 +24,9 @@ from benchmarks.timing import ONE_THREAD, Comparison, Cost, Row, format_table, i
 
 _SIZES = (1_000, 100_000, 1_000_000)
 _LISTED = 100_000
-_SHARD = 1_000  # images; SA-1B has some 11,000
-_READ = 20  # labels read after the start
-_LONG_AGO_S = 1_600_000_000  # folders that have just changed would be listed again
+_SHARD = 1_000  # images a shard; SA-1B has about 11,000
+_READ = 20  # label files that are read after the start
+_LONG_AGO_S = 1_600_000_000  # modification time: folders that have just changed would be listed again
 
 
 def run(inputs: Inputs, sizes: Sequence[int] = _SIZES) -> Row:
@@ -34,7 +34,7 @@ def run(inputs: Inputs, sizes: Sequence[int] = _SIZES) -> Row:
 
     Args:
         inputs: Unused.
-        sizes: Numbers of images, rising.
+        sizes: Increasing numbers of images.
     """
     figures = [_measured(size) for size in sizes]
     notes = []
@@ -115,7 +115,7 @@ def _child(mode: str, root: str, index: str, size: str) -> dict:
     from unsam_mm.datasets.image_folder import name_hash
 
     class Stock(BaseDetDataset):
-        """MMEngine's way: one dictionary for each image, all of them serialized."""
+        """MMEngine's list of entries: one dictionary for each image, all of them serialized."""
 
         def load_data_list(self) -> list[dict]:
             names = (f'{_name(number).rsplit("/", 1)[0]}/sa_1.jpg' for number in range(int(size)))

@@ -2,9 +2,10 @@
 
     python -m benchmarks.scale_workers IMAGES [--images 24] [--rounds 1]
 
-The masks are written to a temporary folder. The start (processes, imports, model) ends when every worker has finished an
-image; then the speed is that in a large folder. Each round also prints the speed-up of two processes that only count,
-before and after: if it is far from 2, other programs use the cores, and the round is not reliable.
+The masks are written to a temporary folder. The start (processes, imports, model) ends when two images for each worker
+are finished; from then on, the speed is that in a large folder. Each round also prints, before and after, the speed-up
+of as many processes that only count: if it is far from the number of workers, other programs use the cores, and the
+round is not reliable.
 """
 
 from __future__ import annotations
@@ -58,20 +59,20 @@ def measure(images: Path, workers: int) -> tuple[float, float]:
         whole_s = time.perf_counter() - start_s
         store = PseudoMaskStore(out)
         finished_s = sorted(store.path_of(name).stat().st_mtime for name in store.names())
-        # One worker may have made the first `workers` images, if it started long before the others; two each are safer.
+        # If one worker starts long before the others, it may finish the first `workers` images; two each are safer.
         started = 2 * workers
         return whole_s, (finished_s[-1] - finished_s[started - 1]) / (len(finished_s) - started)
 
 
 def counting_ratio(processes: int) -> float:
-    """Ratio of the counts of several processes together to that of one process alone."""
+    """The sum of the counts of several processes that run at once, divided by the count of one process alone."""
     with multiprocessing.get_context('spawn').Pool(processes) as pool:
         pool.map(count, [0.0] * processes)  # all have started
         return sum(pool.map(count, [_COUNTING_S] * processes, chunksize=1)) / pool.apply(count, [_COUNTING_S])
 
 
 def count(seconds: float) -> int:
-    """Iterations of a loop in that time."""
+    """Number of iterations of a loop in this time."""
     counted, end_s = 0, time.perf_counter() + seconds
     while time.perf_counter() < end_s:
         counted += 1

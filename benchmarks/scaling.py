@@ -1,7 +1,7 @@
-"""How time and memory of the default generator grow with the image.
+"""How time and memory of the default generator grow with the size of the image.
 
-Each size is processed in a separate process, for its peak memory. The photograph is resized to every size; one taken at
-16 megapixels would have more detail, and grain.
+Each size is processed in a separate process, so that its peak memory can be measured. One photograph is resized to
+every size; a photograph taken at 16 megapixels would have more detail and noise.
 
     python -m benchmarks.scaling 1.0      # one size in megapixels; prints the figures as JSON
 """
@@ -20,7 +20,7 @@ from benchmarks.timing import Comparison, Cost, Row, in_new_process, one_thread,
 
 _VIT = 'finding patch features'
 _MEGAPIXELS = (0.15, 1.0, 4.0, 16.0)
-_PAGE = 4096  # a tiny image may fit into memory that the model has freed
+_PAGE = 4096  # bytes, the smallest peak that is reported: a tiny image may fit into memory that the model has freed
 
 
 def run(inputs: Inputs, megapixels: Sequence[float] = _MEGAPIXELS) -> Row:
@@ -28,7 +28,8 @@ def run(inputs: Inputs, megapixels: Sequence[float] = _MEGAPIXELS) -> Row:
 
     Args:
         inputs: Unused.
-        megapixels: At least two increasing sizes. The largest is compared with the third largest, or the first.
+        megapixels: At least two increasing sizes. The largest is compared with the third largest, or of two sizes with
+            the first.
     """
     with one_thread():
         sizes = [in_new_process('scaling', size) for size in megapixels]

@@ -1,4 +1,4 @@
-"""Comparisons, and how both sides are measured: alternately, on one thread, with CPU time and wall time."""
+"""Measures CPU time, wall time and memory of both sides of a comparison, alternately and on one thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cost:
     """Time and memory of one side.
 
     Attributes:
-        cpu_s: CPU seconds of all its threads, which depend little on other programs.
+        cpu_s: CPU seconds of all threads, which depend little on other programs.
         wall_s: Wall time in seconds.
         peak_mb: Peak memory in 10^6 bytes, if it is compared.
     """
@@ -50,7 +50,7 @@ class Comparison:
         ours: Cost of this project.
         theirs: Cost of the rival for the same task.
         checked: How the results were compared, with figures.
-        equal: Whether the results are equal; None if they need not be.
+        equal: True if the results are equal, False if they differ; None if they need not be equal.
     """
 
     rival: str
@@ -68,13 +68,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one row.
+    """The result of one module in `ROWS`.
 
     Attributes:
         name: Name of the row.
         comparisons: One for each rival.
-        notes: Remarks, such as more figures, or a rival that is not installed.
-        figures: More figures, for programs.
+        notes: Remarks below the table, such as more figures, or a rival that is not installed.
+        figures: More figures, for the JSON file.
     """
 
     name: str
@@ -105,7 +105,7 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], repetitions: int) -> tuple[
 
 
 def timed(side: Callable[[], Any]) -> tuple[Cost, Any]:
-    """Runs a function once; CPU time is that of the process and of child processes that ended meanwhile."""
+    """Runs a function once; CPU time includes that of child processes that end meanwhile."""
     cpu_s, wall_s = _cpu_s(), time.perf_counter()
     result = side()
     return Cost(_cpu_s() - cpu_s, time.perf_counter() - wall_s), result

@@ -18,7 +18,7 @@ _SHOWN = ('AR@100', 'AR@1000')
 
 
 def read_losses(work_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Name of each loss to its (iteration, value) pairs over all runs below `work_dir`, so including resumed runs.
+    """Name of each loss to (iteration, value) pairs in all runs below `work_dir`; of equal iterations, the last counts.
 
     Raises:
         StoreError: If there is no log.
@@ -40,8 +40,8 @@ def draw(losses: dict[str, list[tuple[int, float]]], recall: dict[int, dict[str,
     """Writes a plot of the losses on the left and, if there are evaluations, of recall on the right.
 
     Args:
-        losses: As from `read_losses`.
-        recall: Iteration to figures, in [0, 1].
+        losses: The result of `read_losses`.
+        recall: Iteration to recall by name, in [0, 1].
         out: PNG file.
     """
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ from benchmarks.timing import Comparison, Row, in_turns, one_thread
 from unsam_mm.pseudo_masks.merging import merge_regions
 
 _LINKAGES = {'average': 'cosine', 'ward': 'euclidean'}
-"""Linkage and metric of scikit-learn. It has none that compares the mean features of regions by their cosine: 'average'
-updates the cosines of touching pairs without features, 'ward' works on mean features as ours does, by distance."""
+"""Linkage and metric of scikit-learn. Unlike `merge_regions`, none compares mean features of regions by their cosine:
+'average' updates the cosines of touching pairs without features; 'ward' compares mean features by distance."""
 
 
 def run(inputs: Inputs, side: int = 32, repetitions: int = 9) -> Row:
@@ -75,7 +75,7 @@ def plain_tree(features: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Parents of the merge tree as the paper describes it: every step searches all pairs for the best one.
 
     Args:
-        features: (L, C) float, one row a patch.
+        features: (L, C) float, one row for each patch.
         edges: (E, 2) pairs of touching patches that connect all of them.
 
     Returns:
@@ -99,7 +99,7 @@ def plain_tree(features: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def clusters_of(parent: np.ndarray, n_leaves: int) -> set[bytes]:
-    """The merged regions of a tree, each as the bits of its leaves, which do not depend on the order of the merges."""
+    """The merged regions of a tree, each as the packed bits of its leaves; the order of the merges does not matter."""
     member = np.zeros((len(parent), n_leaves), bool)
     member[np.arange(n_leaves), np.arange(n_leaves)] = True
     for node in range(len(parent) - 1):
@@ -116,7 +116,7 @@ def _scikit_learn(features: np.ndarray, edges: np.ndarray, linkage: str) -> Call
     graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(count, count))
     clustering = AgglomerativeClustering(
         n_clusters=None,
-        distance_threshold=0,  # so that the whole tree is computed
+        distance_threshold=0,  # computes the whole tree
         metric=_LINKAGES[linkage],
         linkage=linkage,
         connectivity=(graph + graph.T).tocsr(),

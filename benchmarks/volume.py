@@ -1,12 +1,12 @@
-"""One click on the middle slice of every object of a labelled stack, propagated: the IoU with the whole object.
+"""Propagates one click on the middle slice of every object of a labelled stack; measures the IoU with the object.
 
     python -m benchmarks.volume raw.tif labels.tif --cache embeddings
     python -m benchmarks.volume raw.tif labels.tif --engines tree --starts click --json figures.json
 
 The click is at the pixel farthest from the outline of the object. Propagation starts from the first mask of the engine,
-from the best of its six, which a user finds with J and K, or from the labelled mask, to evaluate propagation alone. The
-rival is µSAM's rule with the same engine: the box of the previous mask is the prompt in the next slice, and propagation
-stops when the IoU of two consecutive masks is below 0.5.
+from the best of its six masks, which a user can select with J and K, or from the labelled mask, to evaluate propagation
+alone. The rival is µSAM's rule with the same engine: the box of the previous mask is the prompt in the next slice, and
+propagation stops when the IoU of two consecutive masks is below 0.5.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stack:
     Args:
         raw: (Z, H, W) uint8.
         engine: 'tree' or 'model'.
-        cache: Folder that stores embeddings; None: they are not stored.
+        cache: Folder in which embeddings are stored; None: they are not stored.
     """
 
     def __init__(self, raw: np.ndarray, engine: str, cache: Path | None) -> None:
@@ -49,7 +49,7 @@ class Stack:
         self._planes: dict[int, EmbeddedPlane] = {}
 
     def __call__(self, z: int) -> EmbeddedPlane:
-        """A slice, ready for prompts."""
+        """The embedded slice z."""
         if z not in self._planes:
             predictor = self._predictor
             path = None if self._cache is None else self._cache / f'{predictor.engine.name}-{z:03d}.npz'
@@ -65,7 +65,7 @@ class Stack:
 
 
 def start_masks(planes: Planes, truth: np.ndarray, start: str) -> dict[int, tuple[int, BoxMask]]:
-    """Middle slice and the mask in it, by object."""
+    """Label of each object to the index of its middle slice and the start mask in it; `start` is one of `STARTS`."""
     masks = {}
     for label in np.unique(truth)[1:]:
         zs = np.flatnonzero((truth == label).any(axis=(1, 2)))
@@ -113,7 +113,7 @@ def by_propagation(
 
 
 def iou_3d(volume: Volume, truth: np.ndarray) -> float:
-    """Intersection over union of an object with a (Z, H, W) bool one."""
+    """IoU of a propagated object with the true object, a (Z, H, W) bool mask."""
     shared = union = 0
     for z, wanted in enumerate(truth):
         crop = volume.get(z, EMPTY)

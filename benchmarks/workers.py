@@ -1,4 +1,4 @@
-"""A folder of images in two processes against one; the ViT has one thread in each."""
+"""A folder of images, processed by two processes against one; each process has one thread."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
                 moments_s: list[float] = []
                 job = FolderJob(images, Path(out), settings, workers=workers)
                 job.run(lambda report: moments_s.append(time.perf_counter()))
-                # The first call comes before the first image; the first two images of each process count as its start.
+                # The first call is before the first image; the first two images of each process count as its start.
                 started = min(2 * workers, n_images - 1)
                 paces[workers].append((moments_s[-1] - moments_s[started]) / (n_images - started))
                 store = PseudoMaskStore(out)
@@ -72,7 +72,7 @@ def run(inputs: Inputs, n_images: int = 10, crop_px: int = 320, vit_px: int | No
 
 
 def _write_crops(folder: Path, inputs: Inputs, n_images: int, crop_px: int) -> Path:
-    """Writes crops of the photographs in turn, each shifted by some pixels so that no two are equal."""
+    """Writes crops of each photograph in turn, each shifted by some pixels, so that no two crops are equal."""
     pictures = [read_image(path) for path in inputs.paths()]
     for number, picture in zip(range(n_images), itertools.cycle(pictures)):
         y, x = (7 * number % max(side - crop_px, 1) for side in picture.shape[:2])

@@ -1,4 +1,4 @@
-"""Exports a training with configs/unsam_s.py to the file that predictors load.
+"""Exports the model of a training with configs/unsam_s.py to a file that predictors load.
 
 `mim run unsam_mm export_regions work_dirs/unsam_s/latest.pth unsam_s.safetensors`, or
 `python tools/export_regions.py work_dirs/unsam_s/latest.pth unsam_s.safetensors`.
@@ -26,10 +26,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes the file.
+    """Writes the weights file.
 
     Raises:
-        UnSAMError: If the checkpoint cannot be read or is of another model, a note is not KEY=TEXT, or the target
+        UnSAMError: If the checkpoint cannot be read or belongs to another model, a note is not KEY=TEXT, or the target
             cannot be written.
     """
     from unsam_mm.errors import UnSAMError

@@ -1,7 +1,7 @@
 """Makes the region tokens that a training reads: `mim run unsam_mm prepare_regions configs/unsam_s.py`.
 
-Or `python tools/prepare_regions.py configs/unsam_s.py --cfg-options data_root=[/a,/b]`. A training does the same at its
-start; this tool can do it on another machine, or while another model trains.
+Or `python tools/prepare_regions.py configs/unsam_s.py --cfg-options data_root=[/a,/b]`. A training makes missing tokens
+at its start; with this tool they can be made on another machine, or while another model is trained.
 """
 
 from __future__ import annotations

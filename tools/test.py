@@ -59,11 +59,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def test(args: argparse.Namespace) -> None:
-    """Tests, prints AR@1000 as a row of the paper's Table 1, and writes the metrics where --out says.
+    """Tests, prints AR@1000 as a row of the paper's Table 1, and writes the metrics to the file of --out.
 
     Raises:
-        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is of another model, the config has no
-            hook that draws images, a benchmark could not be measured, or --out would replace a file that is not a result.
+        UnSAMError: If the config or the checkpoint cannot be read, the checkpoint is that of another model, the config
+            has no hook that draws images, a benchmark could not be measured, or --out would replace a file that is not
+            a result.
     """
     from unsam_mm.files import check_result_file
 
@@ -133,7 +134,8 @@ def sort_options(
         cfg_options: KEY=VALUE pairs of `--cfg-options`.
 
     Returns:
-        Benchmark to its KEY=VALUE pairs, in the order of the runs, and the pairs for the model's config.
+        The KEY=VALUE pairs of each benchmark to run, by name and in the order of the runs, and the pairs for
+        `args.config`.
 
     Raises:
         UnSAMError: If a name is unknown, a root is not a folder, or an option is for a benchmark that is not run.
@@ -180,7 +182,7 @@ def _load_benchmark(name: str, options: list[str], args: argparse.Namespace) -> 
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file to load: `path`; if this is the ``latest.pth`` of an unfinished training, its last checkpoint.
+    """The file to load: `path`, or for the missing ``latest.pth`` of an unfinished training, its last checkpoint.
 
     Raises:
         UnSAMError: If there is no such file.
@@ -207,7 +209,7 @@ def _draw_into(config: Config, folder: Path) -> None:
             "--show-dir: the config has no default_hooks.visualization=dict(type='DetVisualizationHook'); add it"
         )
     hook.draw = True
-    # MMDetection puts this folder into a folder with a time stamp in the work dir, unless the path is absolute.
+    # Unless the path is absolute, MMDetection makes this folder in a folder of the work dir that a time stamp names.
     hook.test_out_dir = str(folder.absolute())
 
 

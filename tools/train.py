@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 LATEST = 'latest.pth'
-"""The weights at the end of a training, without optimizer and history, in the folder of its checkpoints."""
+"""File with the weights at the end of a training, without optimizer and history, in the folder of its checkpoints."""
 
 CONVERT = {
     'ResNet': 'for that of DINO run: python -m unsam_mm convert dino_resnet50 {}',
@@ -66,8 +66,8 @@ def train(args: argparse.Namespace) -> None:
     """Trains, and saves the weights as ``latest.pth``.
 
     Raises:
-        UnSAMError: If the config cannot be read, the initial checkpoint does not exist or is of another model, or an
-            option needs a CUDA device and there is none.
+        UnSAMError: If the config cannot be read, the initial checkpoint does not exist or is that of another model, or
+            an option needs a CUDA device and there is none.
     """
     config = load_config(args)
     if args.amp:
@@ -80,7 +80,7 @@ def train(args: argparse.Namespace) -> None:
     _check_backbone(config)
     runner = build_runner(config)
     _check_start(config, runner)
-    # Until this training ends, `last_checkpoint` names its state; LATEST would be the weights of an earlier training.
+    # LATEST may be from an earlier training; without it, `tools/test.py` uses the file that `last_checkpoint` names.
     Path(runner.work_dir, LATEST).unlink(missing_ok=True)
     runner.train()
     _save_latest(runner)
@@ -176,7 +176,7 @@ def _read_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _is_path(key: str, value: str, parsed: Any) -> bool:
-    """Whether an option's value is a path, which is not parsed. max_iters=300 is a number, even if there is such a folder.
+    """True if an option's value is a path, which is not parsed. max_iters=300 is a number, even if a folder 300 exists.
 
     Args:
         key: Name of the setting.
@@ -186,9 +186,9 @@ def _is_path(key: str, value: str, parsed: Any) -> bool:
     has_path_name = any(part.endswith(PATH_KEYS) for part in key.split('.'))
     if value and (has_path_name or '/' in value or os.sep in value) and Path(value).exists():
         return True
-    if not has_path_name or value[:1] in ('[', '(', '"', "'"):  # a list, or quoted text
+    if not has_path_name or value[:1] in ('[', '(', '"', "'"):  # a list or quoted text is parsed
         return False
-    if isinstance(parsed, list):  # a list of paths if all of them exist; else one missing path with a comma
+    if isinstance(parsed, list):  # a list of paths if all of them exist; else a single path that contains a comma
         return not all(Path(str(part)).exists() for part in parsed)
     is_number = isinstance(parsed, int | float) and not isinstance(parsed, bool)
     return is_number and not key.endswith('path')  # drop_path=0.1 is not a path
@@ -210,7 +210,7 @@ def _check_device(option: str, remedy: str = 'leave the option out') -> None:
 
 
 def _resume(config: Config, checkpoint: str) -> None:
-    """Sets the checkpoint to continue from; without any checkpoint yet, training starts from the beginning."""
+    """Sets the checkpoint to continue from; if there is none yet, training starts from the beginning."""
     from unsam_mm.engine import find_resumable
     from unsam_mm.errors import UnSAMError
 
@@ -233,7 +233,7 @@ def _check_backbone(config: Config) -> None:
 
 
 def _backbone_checkpoint(config: Config) -> Path | None:
-    """The local file with the initial weights of the backbone."""
+    """The local file with the initial weights of the backbone; None if the config names none."""
     init = (config.model.get('backbone') or {}).get('init_cfg')
     path = str(init.get('checkpoint') or '') if isinstance(init, dict) else ''
     return Path(path) if path and ':' not in path else None
@@ -256,12 +256,12 @@ def _check_start(config: Config, runner: Runner) -> None:
     if config.get('resume'):
         check_resumable(path, runner.model)
     else:
-        # Models of other packages commonly start from those with another number of classes.
+        # Models of other packages commonly start from checkpoints with another number of classes.
         check_start(path, runner.model, partial=config.model.get('partial_checkpoint', not is_ours))
 
 
 def _save_latest(runner: Runner) -> None:
-    """Writes the weights of the last checkpoint, if there is one, to a file that ``weights_only=True`` loads."""
+    """Writes the weights of the last checkpoint, if there is one, to a file that loads with ``weights_only=True``."""
     import torch
     from mmengine.dist import is_main_process
     from mmengine.runner import CheckpointLoader, find_latest_checkpoint

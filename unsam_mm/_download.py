@@ -1,4 +1,4 @@
-"""Resumable downloads: partial files are continued, and files are verified before they get their final name."""
+"""Resumable downloads: partial downloads are continued, and files are verified before they get their final name."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _TIMEOUT_S = 20
 def download(url: str, target: Path, sha256: str | None) -> Path:
     """Downloads `url` to `target`; ``target.part`` of an interrupted download of the same file is continued.
 
-    The entity tag or date of the file is kept in ``target.part.json``. The server is asked for the rest of that version,
-    and sends the whole file if it has another one now.
+    The entity tag or date of the file is stored in ``target.part.json``. The server is asked for the rest of this
+    version, and sends the whole file if the file has changed.
 
     Args:
         url: http(s) or file URL.
-        target: Final name of the file, used once it is complete and verified; its folder is made.
+        target: Path that the file gets once it is complete and verified; its folder is made.
         sha256: Expected checksum; None if the publisher gives none.
 
     Raises:
@@ -60,7 +60,8 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 def _fetch_rest(url: str, partial: Path, note: Path, is_verified: bool) -> bool:
     """Completes the partial file; False if the server's answer does not continue it.
 
-    Without a checksum a mix of two versions would not be noticed, so only the same version is continued.
+    Without a checksum, a mix of two versions would not be noticed, so a file is then continued only if the server
+    confirms its version.
     """
     done_bytes = partial.stat().st_size if partial.exists() else 0
     validator = _noted(note, url) if done_bytes else None
@@ -90,7 +91,7 @@ def _validator(headers: Message) -> str | None:
 
 
 def _noted(note: Path, url: str) -> str | None:
-    """The validator of the partial file; None if it came from another address or has none."""
+    """The validator of the partial file; None if there is none, or the file came from another address."""
     try:
         noted = read_json(note)
     except StoreError:

@@ -18,7 +18,7 @@ from setuptools.command.install_lib import install_lib
 SHIPPED = ('configs', 'tools', 'model-index.yml')
 
 MIM_HOMES = ('unsam_mm', 'napari_unsam')
-"""openmim and mmengine look below the first top-level package, onedl-mim below the folder that RECORD names first."""
+"""openmim and mmengine search the first top-level package, onedl-mim the folder that RECORD names first."""
 
 
 class Build(build):
@@ -41,9 +41,10 @@ class InstallLib(install_lib):
 
 
 class EggInfo(egg_info):
-    """Keeps the egg-info out of the checkout's root and the package that holds the models first in it.
+    """Puts the egg-info into ``build`` or a temporary folder, and names the package with the models first in it.
 
-    In the root it would shadow the installed metadata for every Python started there, and `mim` would read it.
+    In the root of the checkout, the egg-info would replace the installed metadata for every Python that is started
+    there, and `mim` would read it.
     """
 
     def finalize_options(self) -> None:
@@ -65,7 +66,7 @@ def _temporary_folder() -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file or folder without its mode: files in a read-only folder could not be removed later."""
+    """Copies a file or folder without its mode: copies of read-only folders would be read-only and hard to remove."""
     files = [path for path in source.rglob('*') if path.is_file()] if source.is_dir() else [source]
     for file in files:
         if '__pycache__' not in file.parts:

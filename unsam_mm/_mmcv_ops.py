@@ -1,9 +1,9 @@
 """Makes MMDetection importable, and Mask2Former usable, if MMCV was installed without its compiled ops.
 
-Compiling MMCV takes half an hour and a toolchain. Nothing in this package needs its ops: Mask2Former uses two, which have
-a pure-torch path; the CutLER detector uses two more, which are in `unsam_mm._torch_ops`. Still, MMDetection cannot be
-imported because of one unguarded import, and MMCV passes CUDA tensors to the missing op. This module fixes both, only if
-the compiled ops are missing.
+Compiling MMCV needs a toolchain and half an hour. This package does not need the compiled ops: Mask2Former uses two,
+which have a pure-torch path; the CutLER detector uses two more, which are in `unsam_mm._torch_ops`. Without the
+compiled ops, however, MMDetection cannot be imported because of one unguarded import, and MMCV passes CUDA tensors to a
+missing op. If the compiled ops are missing, this module solves both problems.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NOTICE = 'Could not import OneDL. Skipping OneDL datasets.'
 
 
 class _MissingOps(ModuleType):
-    """Has every op: two in plain torch, for prediction; calling another one raises `UnSAMError`."""
+    """Replaces `mmcv._ext`: two ops are in plain torch, for prediction; a call of any other op raises `UnSAMError`."""
 
     def __init__(self) -> None:
         super().__init__(_NAME)
@@ -59,7 +59,7 @@ def ensure_mmcv_ops() -> bool:
     A second call changes nothing. OpenCV, which MMCV imports, does not change Qt's variables (see `import_opencv`).
 
     Returns:
-        True if compiled ops are in use, False if the stand-in is.
+        True if MMCV's compiled ops are used, False if they are replaced.
 
     Raises:
         ModuleNotFoundError: If MMCV or MMDetection is not installed.
@@ -70,7 +70,7 @@ def ensure_mmcv_ops() -> bool:
     compiled = _import_compiled_ops()
     if not compiled:
         sys.modules[_NAME] = _MissingOps()
-        # For CUDA tensors the module would use the compiled op, although its pure-torch path runs on CUDA, too.
+        # For CUDA tensors this module would call the compiled op, although its pure-torch path runs on CUDA, too.
         importlib.import_module('mmcv.ops.multi_scale_deform_attn').IS_CUDA_AVAILABLE = False
     _import_mmdet()
     return compiled
@@ -94,7 +94,7 @@ def _import_compiled_ops() -> bool:
 
 
 def _import_mmdet() -> None:
-    """Imports mmdet's datasets, and prints what they print except a notice about an optional package."""
+    """Imports `mmdet.datasets` without printing its notice about an optional package."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

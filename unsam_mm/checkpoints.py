@@ -13,7 +13,7 @@ from unsam_mm.errors import WeightsError
 
 StateDict = dict[str, Tensor]
 Modules = Iterable[tuple[str, str, tuple[str, ...]]]
-"""Foreign name, our name, and tensor names of each module; without tensor names, it is a tensor itself."""
+"""Foreign name, our name, and tensor names of each module; an entry without tensor names is itself a tensor."""
 
 WEIGHT, BIASED = ('weight',), ('weight', 'bias')
 BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')
@@ -25,10 +25,11 @@ _PICKLES = ('.pkl', '.pickle')
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """The tensors of a ``.pth`` or ``.safetensors`` file by name, without the state of the training.
+    """The model's tensors in a ``.pth`` or ``.safetensors`` file, by name; the state of the training is left out.
 
     Raises:
-        WeightsError: If the file is missing or damaged, is a pickle, or holds anything but tensors by name.
+        WeightsError: If the file is missing or damaged, is a ``.pkl`` or ``.pickle`` file, or does not contain named
+            tensors only.
     """
     if path.is_dir():
         raise WeightsError(f'{path}: a folder, not a checkpoint; what "weights fetch" leaves in folders is converted')
@@ -64,14 +65,14 @@ def tensor_names(modules: Modules) -> Iterator[tuple[str, str]]:
 def rename(
     state: StateDict, names: Iterable[tuple[str, str]], path: Path, kind: str, ignored: Callable[[str], object]
 ) -> StateDict:
-    """Renames tensors; batch norms, whose frozen form in Detectron2 counts no batches, get their counter.
+    """Renames tensors, and adds the counter of batches to batch norms: Detectron2's frozen batch norms have none.
 
     Args:
         state: Tensors by their foreign names.
         names: Foreign name and our name of every tensor of the model.
         path: The file, for messages.
         kind: The model, for messages.
-        ignored: True for names of tensors that are not needed.
+        ignored: Returns a true value for the foreign names of tensors that are not needed.
 
     Raises:
         WeightsError: If a tensor is missing or unknown.

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-_NAMED = 3  # names of a list in a message
+_NAMED = 3  # number of names that a message lists
 _BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
 
 
@@ -18,11 +18,11 @@ class UnSAMError(ValueError):
 
 
 class ImageError(UnSAMError):
-    """An image that cannot be segmented: broken, empty, constant, a stack, or not finite."""
+    """An image that cannot be segmented, for example because it is broken, empty, constant, a stack, or not finite."""
 
 
 class WeightsError(UnSAMError):
-    """Weights that are missing, incomplete, altered, or those of another model."""
+    """Weights that are missing, incomplete or altered, or belong to another model."""
 
 
 class StoreError(UnSAMError):
@@ -34,11 +34,11 @@ class DamagedError(StoreError):
 
 
 class TargetError(StoreError):
-    """A file that cannot be written although others can: its name is not allowed on the disk, or is taken."""
+    """A file that cannot be written although others can: the disk does not allow its name, or a folder has it."""
 
 
 def explained(error: BaseException) -> str:
-    """An error in one line: the first line of its message, after its type unless it was raised on purpose."""
+    """An error in one line: the first line of its message, preceded by its type if it is not a `UnSAMError`."""
     lines = str(error).strip().splitlines()
     if lines and isinstance(error, UnSAMError):
         return lines[0]
@@ -47,7 +47,7 @@ def explained(error: BaseException) -> str:
 
 @contextmanager
 def image_errors(path: object) -> Iterator[None]:
-    """Turns errors in the work on one image into `ImageError`, so that a run can continue with the other images.
+    """Turns errors in the processing of one image into `ImageError`, so that a run can continue with the other images.
 
     Args:
         path: Path of the image, for the message.

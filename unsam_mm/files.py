@@ -34,18 +34,20 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems without f
 
 @contextmanager
 def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> Iterator[IO[Any]]:
-    """Opens a file that appears under its name only once the block has ended without an error and it is on the disk.
+    """Opens a temporary file, which replaces `path` when the block has ended without an error.
 
     A link is followed: the file that it points to is replaced. Devices and pipes, such as /dev/stdout, are written to
     directly. Errors that the block raises for other reasons than this file are not changed.
 
     Args:
         path: The file; folders are made as needed.
-        binary: Writes bytes instead of text. Text is UTF-8; file names in it may hold bytes that are not UTF-8.
-        sync: Whether the file also survives a power failure, which costs some milliseconds.
+        binary: True to write bytes, False to write text in UTF-8; file names in the text may contain bytes that are not
+            UTF-8.
+        sync: True if the file has to survive a power failure, too; this takes some milliseconds.
 
     Raises:
-        TargetError: If the name is not allowed on the disk, or is that of a folder.
+        TargetError: If the name is not allowed on the disk or is that of a folder, or a file is where a folder is
+            needed.
         StoreError: If the folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
@@ -69,7 +71,7 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
                 with _explaining(path):  # without this, a power failure after the renaming would leave an empty file
                     flush_to_disk(descriptor)
         finally:
-            with suppress(OSError, StoreError):  # from flushing the buffers after an error
+            with suppress(OSError, StoreError):  # after an error, flushing the buffers can fail again
                 file.close()
             raw.close()
         if temporary:
@@ -84,7 +86,7 @@ def check_writable(folder: Path) -> None:
     """Makes a folder if it is missing, and checks that files can be written into it.
 
     Raises:
-        StoreError: If they cannot.
+        StoreError: If files cannot be written.
     """
     with _explaining(folder):
         probe, descriptor = _create_in(folder)
@@ -147,9 +149,9 @@ def check_result_file(
     Args:
         path: The output file.
         inputs: Files that the command reads.
-        folders: Folders whose files the command reads. No file below them is replaced, and no JSON file is added, since
-            the next run would read it.
-        starts: First bytes of files of the output's format.
+        folders: Folders whose files the command reads. No file below them may be replaced, and no JSON file may be
+            added, since the next run would read it.
+        starts: The first bytes that files of the output's format can have.
         kind: Name of the format, for messages.
 
     Raises:
@@ -173,18 +175,18 @@ def check_result_file(
 
 
 def lies_below(path: str | Path, folder: str | Path) -> bool:
-    """Whether a file lies below a folder; for a link, whether the link or its target does."""
+    """True if a file is below a folder; for a link, if the link or its target is."""
     path, root = Path(path), os.path.realpath(folder)
     places = os.path.realpath(path), os.path.realpath(path.parent)
     return any(Path(place).is_relative_to(root) for place in places)
 
 
 def fitting_name(name: str, suffix: str) -> str:
-    """The name of a file with a suffix: `name` and `suffix`; a name that is too long is cut, and a hash is added.
+    """`name` with `suffix` appended; a name that is too long for the disk is cut, and a hash of it is added.
 
     Args:
         name: A path with forward slashes, for example of an image.
-        suffix: ASCII text that is added.
+        suffix: ASCII text to append.
     """
     folder, slash, last = name.rpartition('/')
     encoded = os.fsencode(last)
@@ -196,13 +198,16 @@ def fitting_name(name: str, suffix: str) -> str:
 
 
 def is_fitted(file_name: str) -> bool:
-    """Whether `fitting_name` may have cut this file name."""
+    """True if `fitting_name` may have cut this file name."""
     _, tilde, digest = Path(file_name).stem.rpartition('~')
     return bool(tilde) and len(digest) == _HASH_DIGITS and set(digest) <= set('0123456789abcdef')
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of killed processes below a folder; recent ones may belong to a running process."""
+    """Removes temporary files of killed processes below a folder.
+
+    Files of the last hour are not removed, since they may belong to a running process.
+    """
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if not name.startswith(_TEMPORARY_PREFIX) or not name.endswith(_TEMPORARY_SUFFIX):
@@ -218,7 +223,7 @@ def replace_folder(finished: Path, path: Path) -> None:
 
     No file system swaps folders in one step. A process that is killed in between leaves both folders under temporary
     names, where `readable_folder` and `restore_folder` find the old one. A lock lets one process at a time do this:
-    another one would take these temporary folders for those of a killed process.
+    other processes would mistake its temporary folders for those of a killed process.
 
     Args:
         finished: The new folder, on the same disk.
@@ -228,7 +233,7 @@ def replace_folder(finished: Path, path: Path) -> None:
         OSError: If the folder cannot be renamed; the old one is kept.
     """
     digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:_HASH_DIGITS]
-    # In the temporary folder, since a lock file stays; users who share a disk share the lock, so all may write it.
+    # In the temporary folder, since lock files are not removed; all users may write it, since they share the lock.
     with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
         old, new = _beside(path)
@@ -244,9 +249,9 @@ def replace_folder(finished: Path, path: Path) -> None:
 
 
 def readable_folder(path: Path) -> Path:
-    """Where a folder can be read: under a temporary name while `replace_folder` runs or after it was killed, else `path`.
+    """The path at which a folder can be read: its temporary name while `replace_folder` swaps folders, else `path`.
 
-    Nothing is renamed, so readers do not disturb a writer.
+    The same holds after `replace_folder` was killed. Nothing is renamed, so readers do not disturb a writer.
     """
     old, new = _beside(path)
     return old if not os.path.lexists(path) and old.is_dir() and new.is_dir() else path
@@ -255,7 +260,7 @@ def readable_folder(path: Path) -> Path:
 def restore_folder(path: Path) -> None:
     """Restores the folder that a killed `replace_folder` had renamed, and removes its temporary folders.
 
-    Only the process that writes may call this; readers call `readable_folder`.
+    Only the writing process may call this; readers call `readable_folder`.
 
     Raises:
         OSError: If the folder cannot be renamed.
@@ -268,7 +273,7 @@ def restore_folder(path: Path) -> None:
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Temporary names of the old and the new folder."""
+    """Temporary paths of the old and the new folder, beside `path`."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:_HASH_DIGITS]
     return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old'), path.with_name(f'{_TEMPORARY_PREFIX}{digest}.new')
 
@@ -283,7 +288,7 @@ def flush_to_disk(descriptor: int) -> None:
 
 
 class _Target(io.FileIO):
-    """The file that is written; its errors name `path` instead of the temporary file."""
+    """The open temporary file; messages of its errors name `path` instead."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         super().__init__(descriptor, 'wb')
@@ -294,7 +299,7 @@ class _Target(io.FileIO):
             return super().write(data)
 
     def fileno(self) -> int:
-        """Refused, so that libraries call `write`, whose errors are explained."""
+        """Raises an error, so that libraries call `write`, whose errors are explained."""
         raise io.UnsupportedOperation('written by write() alone')
 
 

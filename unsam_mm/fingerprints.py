@@ -30,7 +30,7 @@ def file_sha256(path: Path) -> str:
 def file_digest(path: Path) -> str:
     """BLAKE2b digest of a file, 32 hexadecimal digits.
 
-    Metadata of safetensors files are left out. The digest is cached until the file changes.
+    The metadata in the header of a safetensors file do not count. The digest is cached until the file changes.
 
     Raises:
         OSError: If the file cannot be read.
@@ -41,7 +41,7 @@ def file_digest(path: Path) -> str:
 
 @lru_cache(_CACHE_SIZE)
 def _digest(path: Path, size: int, *touched: int) -> str:
-    """Digest of a file; `touched`, its times and inode, is a part of the cache key, so a changed file is read again."""
+    """Digest of a file; its times and inode, `touched`, are part of the cache key, so a changed file is read again."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with path.open('rb') as file:
         if path.suffix == '.safetensors':
@@ -55,7 +55,7 @@ def weights_digest(path: Path) -> str:
     """BLAKE2b digest of the weights in a file, or in a folder in the format of transformers, 32 hexadecimal digits.
 
     Raises:
-        WeightsError: If they cannot be read.
+        WeightsError: If a file cannot be read.
     """
     try:
         if path.is_file():
@@ -68,7 +68,7 @@ def weights_digest(path: Path) -> str:
 
 
 def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """BLAKE2b digest of named tensors, 24 hexadecimal digits; the device does not matter."""
+    """BLAKE2b digest of names and values of tensors, 24 hexadecimal digits; it does not depend on their device."""
     import torch
 
     digest = hashlib.blake2b(digest_size=12)
@@ -93,14 +93,14 @@ def image_stamp(path: Path) -> dict[str, int | str]:
 
 
 def is_current(result: Path, image: Path, stamp: Mapping[str, Any] | None) -> bool:
-    """Whether a stored result was made from the image file as it is now.
+    """True if a stored result was made from the present content of the image file.
 
     Args:
         result: The file with the result.
         image: The image file. If it does not exist, the result counts as current. If it was modified and cannot be read,
             the result counts as outdated.
         stamp: The value of `image_stamp` when the result was made. If None, as for files of other programs, the result is
-            current if the image is not newer than it.
+            current if the image file is not newer than the result.
     """
     try:
         found = image.stat()

@@ -20,7 +20,7 @@ from unsam_mm.published import procedure
 from unsam_mm.published.procedure import PublishedProcedure, PublishedSettings
 
 _ALGORITHM = 5
-"""Incremented when the masks for the same settings change, so that old and new masks are not mixed."""
+"""Version of the algorithm, incremented when the masks for the same settings change: old and new ones are not mixed."""
 
 Settings = GeneratorSettings | PublishedSettings
 
@@ -67,7 +67,8 @@ class PseudoMaskGenerator:
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8` for dtypes.
-            progress: Called with the progress; an exception raised in it stops the work.
+            progress: Called with the finished fraction and the name of the step; an exception raised in it stops the
+                work.
 
         Raises:
             ImageError: If the array is not an image that can be segmented.
@@ -90,7 +91,10 @@ def preset_settings(preset: str, **changes: Any) -> Settings:
 
 
 def settings_signature(settings: Settings) -> str:
-    """See `PseudoMaskGenerator.signature`; downloads the weights if needed, since their sources may differ."""
+    """See `PseudoMaskGenerator.signature`.
+
+    Missing weights are downloaded, since the signature depends on the source that they come from.
+    """
     # Settings are hashed under their first names: renaming one does not change the masks, so stored masks stay current.
     described = renamed_settings(asdict(settings), FIRST_NAMES)
     described |= {'weights': weights_origin(settings), 'algorithm': _ALGORITHM}

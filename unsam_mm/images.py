@@ -17,10 +17,10 @@ _log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 MIN_SIDE_PX = 8
-"""The smallest size that superpixels allow; also detects stacks with the axes in another order."""
+"""The smallest size for which superpixels are computed; shorter sides are often channels or planes of a stack."""
 
 _RESULT = re.compile(r'(\.(jpe?g|png|tiff?|bmp|webp)|~[0-9a-f]{16})\.objects\.tif$', re.IGNORECASE)
-_STRETCH_PERCENTILES = (0.1, 99.9)  # so that a few hot pixels do not determine the contrast
+_STRETCH_PERCENTILES = (0.1, 99.9)  # not 0 and 100, so that a few hot pixels do not determine the contrast
 _DARK = 0.1  # float colour images whose maximum is below this are stretched
 
 
@@ -36,7 +36,8 @@ def as_rgb_uint8(image: np.ndarray, name: str = 'image') -> np.ndarray:
         name: Name of the image in error messages: a file or an argument.
 
     Raises:
-        ImageError: If the shape is that of a stack, a side is shorter than 8 px, or values are not finite or all equal.
+        ImageError: If the shape is that of a stack, a side is shorter than 8 px, or values are not numbers, not finite
+            or all equal.
     """
     image = _drop_channels(np.asarray(image), name)
     if image.dtype.kind not in 'buif':
@@ -58,7 +59,8 @@ def contrast_limits(values: np.ndarray) -> tuple[float, float]:
     """The values that become 0 and 255 in `as_rgb_uint8`.
 
     Args:
-        values: Finite numbers: an image, or a sample of its pixels; (..., 3) for colours.
+        values: Finite numbers: an image, or a sample of its pixels; a float array counts as colours in [0, 1] only if
+            it has three axes.
     """
     if values.dtype == np.uint8:
         return 0.0, 255.0
@@ -66,7 +68,7 @@ def contrast_limits(values: np.ndarray) -> tuple[float, float]:
     if values.dtype == bool or is_unit:
         return 0.0, 1.0
     low, high = np.percentile(values, _STRETCH_PERCENTILES)
-    if low == high:  # fewer than 0.1 % of the pixels differ; they are all there is to see
+    if low == high:  # fewer than 0.1 % of the pixels differ from the others; show these
         low, high = values.min(), values.max()
     return float(low), float(high)
 
@@ -111,7 +113,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """The image files below a folder, sorted, as `walk_images` finds them; for an image file, this file.
 
     Raises:
-        ImageError: If the folder is missing or holds no image, or the file does not have the suffix of an image.
+        ImageError: If the folder is missing or contains no image, or the file does not have the suffix of an image.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -162,13 +164,13 @@ def walk_images(root: Path) -> Iterator[str]:
         folder = Path(parent)
         folders[:] = [name for name in folders if not name.startswith('.') and is_new(folder / name)]
         prefix = '' if folder == root else f'{folder.relative_to(root).as_posix()}/'
-        for name in files:  # broken links too: reading one raises a specific error
+        for name in files:  # broken links are yielded, too: reading one raises a specific error
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.') and not is_result(name):
                 yield f'{prefix}{name}'
 
 
 def is_result(name: str) -> bool:
-    """Whether a file name is that of labels that `python -m napari_unsam batch` or the dock saves with an image."""
+    """True for names of the label files that `python -m napari_unsam batch` or the dock saves beside an image."""
     return _RESULT.search(name) is not None
 
 

@@ -13,18 +13,18 @@ def next_click(
 ) -> tuple[tuple[int, int], bool] | None:
     """The next click of a simulated user, as in the benchmarks of interactive segmentation.
 
-    The click is at the pixel of the false negatives and false positives that is farthest from the border of its region;
-    image borders count as borders. It is positive inside the segment and negative outside; of equal distances the
-    negative click is taken. No pixel is clicked twice.
+    The click is at the false negative or false positive pixel that is farthest from the border of these false negatives
+    or false positives; image borders count as borders. The click is positive at a false negative and negative at a
+    false positive; if both are equally far, it is negative. No pixel is clicked twice.
 
     Args:
         mask: (H, W) bool, the prediction.
         truth: (H, W) bool, the true segment.
         clicked: (H, W) bool, pixels that were clicked before.
-        ignored: (H, W) bool, pixels that do not count.
+        ignored: (H, W) bool, pixels that count neither as false negatives nor as false positives.
 
     Returns:
-        (x, y) and whether the click is positive; None if there is no pixel to click.
+        (x, y), and True if the click is positive; None if there is no pixel to click.
     """
     counts = np.ones_like(truth) if ignored is None else ~ignored
     inside, depth_inside = deepest_pixel(truth & ~mask & counts, ~clicked)
@@ -35,10 +35,10 @@ def next_click(
 
 
 def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
-    """x, y of the pixel of a mask that is farthest from its outline; None if the mask is empty.
+    """x, y of the pixel of a mask that is farthest from the background; None if the mask is empty.
 
-    Distances are exact and Euclidean. Pixels outside the image count as background, so that an object at the border is
-    not clicked there. Of equally distant pixels the first in row-major order is taken.
+    Distances are exact and Euclidean. Pixels outside the image count as background, so an object at the border is not
+    clicked at the border. Of equally distant pixels, the first in row-major order is returned.
 
     Args:
         mask: (H, W) bool.
@@ -48,7 +48,7 @@ def centre_of(mask: np.ndarray) -> tuple[int, int] | None:
 
 
 def deepest_pixel(mask: np.ndarray, allowed: np.ndarray | None = None) -> tuple[tuple[int, int], float]:
-    """x, y as of `centre_of`, and the distance in pixels to the nearest pixel outside the mask, 0 if it is empty.
+    """x, y as in `centre_of`, and the distance in pixels to the nearest pixel outside the mask, 0 without such x, y.
 
     Args:
         mask: (H, W) bool.

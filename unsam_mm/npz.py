@@ -30,18 +30,18 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What NumPy and the modules below it raise over damaged files."""
+"""Exceptions that NumPy, and the modules that it calls, raise for damaged files."""
 
-_OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # from wrong offsets, and from missing parts of a zarr store
+_OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # for wrong offsets, and for missing parts of a zarr store
 _ZIP = (b'PK\3\4', b'PK\5\6')  # first bytes of a .npz file, and of one without arrays
 
 
 def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Arrays of a file by name; nothing is unpickled.
+    """The arrays of a .npz file, by name; nothing is unpickled.
 
     Args:
         path: The file.
-        names: Arrays to read; names that are not in the file are ignored. By default all.
+        names: Arrays to read; names that are not in the file are ignored. None: all arrays.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -31,7 +31,7 @@ _THREAD_VARIABLES = (
     'OPENCV_FOR_THREADS_NUM',
     'TIFFFILE_NUM_THREADS',
 )
-_PRODUCTIVE = 100  # after so many items per process, one that ends by itself does not mean that there are too many
+_PRODUCTIVE = 100  # items per process; after these, a process that ends by itself is no sign of too many processes
 _start_lock = threading.Lock()  # all threads share the environment
 
 
@@ -44,20 +44,21 @@ def in_processes(
 ) -> Iterator[tuple[Item, Result]]:
     """Yields each item with its result, in the order in which they finish. If the consumer stops, the processes end.
 
-    If a process ends by itself, perhaps killed for lack of memory, the unfinished items are done again at the end, one
-    at a time, which shows which item ends its process; that one is lost. Half as many processes go on with the other
-    items, unless many items had been done before.
+    If a process ends by itself, perhaps killed for lack of memory, half as many processes continue with the other
+    items, or as many as before if many items had been finished. The unfinished items that had been sent to the
+    processes are processed again at the end, one at a time, to find those that end their process; `lost` returns the
+    result for these.
 
     Args:
-        make_worker: Called once in each process; returns a function, such as a model, that takes one item after
-            another. It is sent to the processes, so it must be picklable.
-        items: May be millions: at most two for each process are taken in advance.
+        make_worker: Called once in each process; returns a function, such as a model, that is called with one item
+            after another. `make_worker` is sent to the processes, so it must be picklable.
+        items: There may be millions: at most two for each process are read from the iterable in advance.
         processes: At least 1.
         advice: Added to the message if no worker can be started.
         lost: Returns the result for an item that ends its process.
 
     Raises:
-        UnSAMError: If the first worker cannot be made, or its process ends by itself.
+        UnSAMError: If the first process cannot make its worker, or ends by itself before any item.
     """
     waiting, suspects = iter(items), deque()
     while True:
@@ -99,7 +100,7 @@ def _taken_from(items: deque[Item]) -> Iterator[Item]:
 
 @contextmanager
 def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool in which at least one process has its worker."""
+    """A pool in which at least one process has made its worker."""
     threads = threads_each(processes)
     context = multiprocessing.context.SpawnContext()
     context.Process = partial(_Process, threads)
@@ -124,7 +125,7 @@ def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterat
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -139,8 +140,8 @@ def threads_each(processes: int) -> int:
 class _Process(multiprocessing.context.SpawnProcess):
     """A process whose libraries use `threads` threads each.
 
-    It is spawned, because a forked child of a process that has used torch can hang. Most libraries read the number of
-    threads once, when they are loaded, so the environment has to be set before.
+    The process is spawned, because a forked child of a process that has used torch can hang. Most libraries read the
+    number of threads once, when they are loaded, so the environment is set before the process starts.
     """
 
     def __init__(self, threads: int, *args: Any, **kwargs: Any) -> None:
@@ -164,7 +165,7 @@ class _Process(multiprocessing.context.SpawnProcess):
 def _as_they_finish(
     pool: ProcessPoolExecutor, waiting: Iterator[Any], running: dict[Future, Any], at_once: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Results of the items; `running` holds those that have been taken and have no result yet."""
+    """Yields items with their results; `running` maps the futures of unfinished items to the items."""
     while True:
         for item in itertools.islice(waiting, at_once - len(running)):
             try:
@@ -182,10 +183,10 @@ def _as_they_finish(
 
 
 class _NoWorker(Exception):
-    """A process could not make its worker, perhaps for lack of memory; others may have theirs."""
+    """A process could not make its worker, perhaps for lack of memory; other processes may have made theirs."""
 
 
-_worker: Callable[[Any], Any] | None = None  # one in each process: a model cannot be sent along with every item
+_worker: Callable[[Any], Any] | None = None  # global in each process: a model cannot be sent along with every item
 _start_error: UnSAMError | _NoWorker | None = None
 
 
@@ -205,7 +206,7 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
 
 
 def _check_worker() -> None:
-    """Raises the error that kept this process from making its worker."""
+    """Raises the error, if any, that this process met while it made its worker."""
     if _start_error is not None:
         raise _start_error
 

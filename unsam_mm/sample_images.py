@@ -22,5 +22,5 @@ HELD_OUT = ('coffee.png', 'retina.jpg', 'rocket.jpg')
 
 
 def folder() -> Path:
-    """The folder with the files."""
+    """The folder that contains the files."""
     return Path(skimage.__file__).parent / 'data'

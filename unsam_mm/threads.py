@@ -37,7 +37,7 @@ def without_warnings(category: type[Warning] = Warning) -> Iterator[None]:
 def run_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
     """Runs functions in parallel, and returns their results in the same order.
 
-    The functions should release Python's global lock most of the time, as compiled loops and array functions do.
+    The functions should release Python's global interpreter lock most of the time, as compiled loops and NumPy do.
     """
     import torch
 
@@ -49,11 +49,11 @@ def run_parallel(jobs: Sequence[Callable[[], _T]]) -> list[_T]:
 
 
 class BackgroundJob(Generic[_T]):
-    """A function that runs beside the block of `run_in_background`.
+    """A function that runs during the block of `run_in_background`.
 
     Args:
         job: The function.
-        future: Its result, if it runs in another thread. None: the function runs when its result is requested.
+        future: Its result, if the function runs in another thread. None: it runs when its result is requested.
     """
 
     def __init__(self, job: Callable[[], _T], future: Future[_T] | None = None) -> None:
@@ -77,9 +77,9 @@ class BackgroundJob(Generic[_T]):
 def run_in_background(job: Callable[[], _T]) -> Iterator[BackgroundJob[_T]]:
     """Runs a function while the block does something else.
 
-    The function has one of the threads and torch in the block has the others. With more threads than cores, matrix
-    products would be slower, since their threads wait for each other. If the block raises an error, the function is
-    still waited for, because it holds the memory of an image.
+    The function has one of the calling thread's torch threads, and torch in the block has the others. With more threads
+    than cores, matrix products would be slower, since their threads wait for each other. Even if the
+    block raises an error, the end of the function is awaited, since it uses the memory of an image.
     """
     import torch
 
@@ -107,7 +107,7 @@ def set_own_threads(threads: int) -> None:
 
     with _lock:
         of_others = _in_new_thread(torch.get_num_threads)
-        torch.get_num_threads()  # on its first use of torch a thread takes the default, even if it has set a number
+        torch.get_num_threads()  # the first use of torch in a thread sets the default number, which is then replaced
         torch.set_num_threads(threads)
         if of_others != threads:
             _in_new_thread(partial(torch.set_num_threads, of_others))

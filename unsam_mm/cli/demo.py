@@ -34,7 +34,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the results that are missing, and prints the figures."""
+    """Makes the results that are missing, and prints the figures.
+
+    Raises:
+        UnSAMError: If a file cannot be read or written, or training fails or does not improve the model.
+    """
     started_s = time.perf_counter()
     out: Path = options.out
     check_result_file(out / 'results.json')
@@ -92,7 +96,7 @@ def _train(out: Path) -> dict[str, Any]:
 
 
 def _mim_home() -> Path:
-    """The folder with configs/ and tools/: the checkout, or the package's ``.mim`` folder."""
+    """The folder that contains configs/ and tools/: the checkout, or the package's ``.mim`` folder."""
     package = Path(unsam_mm.__file__).parent
     return next(home for home in (package.parent, package / '.mim') if (home / 'configs' / 'unsam.py').exists())
 
@@ -115,7 +119,7 @@ def _read_log(work_dir: Path) -> dict[str, Any]:
 
 
 def _draw_curve(results: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure  # comes with the MM packages, which training needs anyway
+    from matplotlib.figure import Figure  # installed with the MM packages, which training needs anyway
 
     figure = Figure(figsize=(6, 3.2), layout='constrained')
     axes = figure.add_subplot()

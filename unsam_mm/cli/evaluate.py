@@ -46,10 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the table.
+    """Evaluates masks or clicks, and prints the table.
 
     Raises:
-        UnSAMError: If the arguments do not fit together, or a file cannot be read or measured.
+        UnSAMError: If the arguments do not fit together, or a file cannot be read or evaluated.
     """
     check_results(options)
     if options.prompts is not None:
@@ -69,7 +69,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_results(options: argparse.Namespace) -> None:
-    """Checks, before anything is measured, that no input and no file other than a result would be overwritten."""
+    """Checks, before anything is evaluated, that only earlier results would be overwritten.
+
+    Raises:
+        StoreError: If an output is an input, or is a file that is not a result.
+    """
     inputs = (options.predictions, options.ground_truth, options.prompts, options.weights)
     if options.json:
         check_result_file(options.json, *inputs)
@@ -94,10 +98,10 @@ def make_predictor(engine: str, weights: Path | None) -> Predictor:
 
     Args:
         engine: 'tree' or 'model'.
-        weights: Weights of the model; None for those of the package.
+        weights: Weights file of the model; None for the weights in the package.
 
     Raises:
-        UnSAMError: If the engine is unknown, or is the tree and weights are given.
+        UnSAMError: If the engine is unknown, or weights are given for the tree.
         WeightsError: If the weights are not available.
     """
     if engine not in PROMPT_ENGINES:

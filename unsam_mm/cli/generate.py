@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit status 0 if any image is done, now or before; 1 if none is."""
+    """Processes the images. Exit status 0 if any image is done, now or in an earlier run; 1 if none is."""
     job = FolderJob(
         images=options.images,
         out=options.out,
@@ -79,7 +79,7 @@ def _print_summary(report: FolderReport, times_s: list[float], options: argparse
 
     Args:
         report: Result of the run.
-        times_s: When the first image began, and when each was finished; several processes work on images meanwhile.
+        times_s: Clock times: when the first image was started, and when each image was finished, by any process.
         options: The command line.
     """
     for message in report.failed.values():

@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    """Refuses options that would have no effect, and a target that is not a result."""
+    """Raises `UnSAMError` for options without effect, and for a target that is a file other than a result."""
     check_result_file(options.target, options.gt, options.predictions, options.images, folders=[options.gt])
     for folder in filter(None, (options.masks, options.predictions)):
         PseudoMaskStore(folder).check_result(options.target)

@@ -17,8 +17,9 @@ _INTERRUPTED = 130  # what shells report for Ctrl-C
 def escape_unencodable() -> None:
     """Makes standard output and error write characters that they cannot encode as escapes.
 
-    Windows code pages lack, for example, Japanese letters, and file names on old disks need not be UTF-8. Neither must
-    lose a line, or the exit status of finished work. Output to a closed stream is dropped.
+    Windows code pages lack, for example, Japanese letters, and file names on old disks need not be UTF-8. Without
+    escapes, printing such text would raise an error, and change the exit status of finished work. Output to a closed
+    stream is dropped.
     """
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
@@ -29,15 +30,15 @@ def escape_unencodable() -> None:
 
 
 def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
-    """Runs a command; an error or interruption is printed as one line on standard error.
+    """Runs a command, and prints an error or interruption as one line on standard error.
 
     Args:
         run: Returns the exit status of the command.
         how_to_go_on: Advice that is printed if the command is interrupted.
 
     Returns:
-        The result of `run`; 1 after an error, 130 after Ctrl-C. If the reader of standard output or error stops reading,
-        as `head` does, the command continues.
+        The result of `run`; 1 after an error, 130 after Ctrl-C. If the reader of standard output or error, such as
+        `head`, stops reading, the command continues.
     """
     with redirect_stdout(_Stream(sys.stdout)), redirect_stderr(_Stream(sys.stderr)):
         try:
@@ -58,7 +59,7 @@ def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
 
 
 class _Stream:
-    """A text stream that drops what is written to it after its reader has closed the pipe."""
+    """A text stream that drops all further output after its reader has closed the pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -89,11 +90,11 @@ def _fail(message: str) -> int:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # a full disk
+    with suppress(OSError):  # raised if the disk is full
         print(text, file=sys.stderr, flush=True)
 
 
 def _drop(stream: TextIO) -> None:
-    """Drops the buffered and all further output of a stream, which Python would try to write again at exit."""
-    with suppress(OSError, ValueError):  # the stream is not a file
+    """Drops the buffered and all further output of a stream; Python would try to write the buffer again at exit."""
+    with suppress(OSError, ValueError):  # raised if the stream is not a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,1 +1,1 @@
-"""Checkpoints of other frameworks as files that MMEngine or this package loads."""
+"""Converts checkpoints of other frameworks to files that MMEngine or this package loads."""

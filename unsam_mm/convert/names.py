@@ -4,8 +4,8 @@ Tensors keep their shapes and, except for the merged patches of Swin, their orde
 pixel decoder from coarse to fine, put y before x in position encodings, order the offsets of deformable attention by
 head, level, point, (x, y), and have the "no object" logit last.
 
-The functions `convert_*` take tensors by their official names and the path of their file, for messages. They return the
-tensors by MMDetection's names, and raise `WeightsError` if a name is missing or unknown.
+The functions `convert_*` accept the tensors under their official names, and the path of their file for messages. They
+return the tensors under MMDetection's names, and raise `WeightsError` if a name is missing or unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPTABLE = "UnSAM's promptable model with a Swin-T"
 MOBY = "MoBY's self-supervised Swin-T"
 
 UNTRAINED = 'mask_head.details.'
-"""Prefix of weights that the promptable release lacks: for several clicks, earlier masks and granularity."""
+"""Prefix of weights that the released promptable models lack: for several clicks, earlier masks and granularity."""
 
 _CHANNELS = 256
 _BLOCKS = (2, 2, 6, 2)  # of Swin-T
@@ -39,10 +39,10 @@ _LEGACY_NAMES = (
     (re.compile(r'\.static_query\.'), '.query_feat.'),
     (re.compile(r'^sem_seg_head\.(?!predictor\.|pixel_decoder\.)'), 'sem_seg_head.pixel_decoder.'),
 )
-"""Names in the first version of Mask2Former's checkpoints, and those that replaced them."""
+"""Names in the first version of Mask2Former's checkpoints, and the names that replaced them."""
 
 _CONSTANTS = re.compile(r'^(criterion\.empty_weight|pixel_mean|pixel_std)$')
-"""Constants that the config holds."""
+"""Constants that are set in the config instead."""
 
 _PROMPTS = 'model.sem_seg_head.predictor'
 _BOXES, _NORM = f'{_PROMPTS}.decoder.bbox_embed.{_DECODER_LAYERS - 1}', f'{_PROMPTS}.decoder_norm'
@@ -50,10 +50,10 @@ _TIED = (
     (re.compile(rf'^{re.escape(_PROMPTS)}\.(_bbox_embed|(decoder\.)?bbox_embed\.\d)\.'), f'{_BOXES}.'),
     (re.compile(rf'^{re.escape(_PROMPTS)}\.decoder\.norm\.'), f'{_NORM}.'),
 )
-"""Modules with several names: the box network, and a norm."""
+"""Modules that a checkpoint contains under several names, and one name for each: the box network, and a norm."""
 
 _LABELS = re.compile(rf'^{re.escape(_PROMPTS)}\.(lang_mapper|class_embed|class_embed_part)$')
-"""Modules of Semantic-SAM that UnSAM does not use."""
+"""Tensors of Semantic-SAM that UnSAM does not use."""
 
 _NOT_OF_THE_BACKBONE = re.compile(
     r"""^(
@@ -74,9 +74,9 @@ def convert_resnet50(state: StateDict, path: Path) -> StateDict:
 
 
 def convert_moby(state: StateDict, path: Path) -> StateDict:
-    """Returns the backbone that MoBY trains by gradients, without its momentum copy and the heads.
+    """Returns the backbone that MoBY trains by gradient descent, without its momentum copy and the heads.
 
-    The norms of the levels, which MoBY lacks, are missing; MMDetection initialises them.
+    The norms of the levels are missing, since MoBY has none; MMDetection initialises them.
     """
     kind = f'{MOBY}; the file moby_swin_t_300ep_pretrained.pth is'
     names = tensor_names(_swin_tiny('encoder', 'backbone'))  # MMDetection's Swin reads names with this prefix only
@@ -84,10 +84,10 @@ def convert_moby(state: StateDict, path: Path) -> StateDict:
 
 
 def convert_whole_image(state: StateDict, path: Path) -> StateDict:
-    """Renames the tensors of UnSAM or UnSAM+ with any number of queries.
+    """Renames the tensors of the whole-image UnSAM or UnSAM+ with any number of queries.
 
     Raises:
-        WeightsError: Also if the model has several classes.
+        WeightsError: If a name is missing or unknown, or the model has several classes.
     """
     state = _merge_aliases(state, _LEGACY_NAMES, path, WHOLE_IMAGE)
     converted = rename(state, tensor_names(_whole_image()), path, WHOLE_IMAGE, _CONSTANTS.match)
@@ -100,12 +100,12 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
     """Renames the tensors of the promptable UnSAM or UnSAM+.
 
     Raises:
-        WeightsError: Also if two names of one tensor hold different values.
+        WeightsError: If a name is missing or unknown, or two names of one tensor have different values.
     """
     state = _merge_aliases(state, _TIED, path, PROMPTABLE)
     converted = rename(state, tensor_names(_promptable()), path, PROMPTABLE, _LABELS.match)
     ours = 'mask_head.prompt_embed.weight'
-    converted[ours] = converted[ours][:1].clone()  # the other row, for a second kind of label, is never read
+    converted[ours] = converted[ours][:1].clone()  # the second row, for another kind of label, is never used
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # so that a checkpoint is always converted to the same file
         details = DetailEncoder(_CHANNELS).state_dict()
@@ -115,7 +115,7 @@ def convert_promptable(state: StateDict, path: Path) -> StateDict:
 def _merge_aliases(
     state: StateDict, aliases: tuple[tuple[re.Pattern[str], str], ...], path: Path, kind: str
 ) -> StateDict:
-    """Returns tensors that have several names, or old ones, under one name each; patterns are applied in order."""
+    """Replaces old names, and several names of one tensor by a single one; patterns are applied in order."""
     merged: StateDict = {}
     for name in sorted(state):
         canonical = name
@@ -141,12 +141,12 @@ def _merged_like_mmdet(state: StateDict) -> StateDict:
 
 
 def _biased(theirs: str, ours: str, names: dict[str, str]) -> Modules:
-    """Modules with weight and bias: foreign name to our name, both without the prefixes."""
+    """Modules with weight and bias; `names` maps foreign names to our names, both without the prefixes."""
     return ((f'{theirs}.{there}', f'{ours}.{here}', BIASED) for there, here in names.items())
 
 
 def _mlp(theirs: str, ours: str, depth: int) -> Modules:
-    """The `depth` linear layers of an MLP: a list in the authors' code, here a sequence with ReLUs in between."""
+    """The `depth` linear layers of an MLP; our numbers, unlike those of the authors, count the ReLUs between them."""
     return ((f'{theirs}.layers.{layer}', f'{ours}.{2 * layer}', BIASED) for layer in range(depth))
 
 
@@ -155,7 +155,7 @@ def _deformable(theirs: str, ours: str) -> Modules:
 
 
 def _swin_tiny(theirs: str, ours: str) -> Modules:
-    """A Swin-T in its authors' code and in MMDetection, without the norms of the levels."""
+    """Modules of a Swin-T in its authors' code and in MMDetection, without the norms of the levels."""
     patches = {'patch_embed.proj': 'patch_embed.projection', 'patch_embed.norm': 'patch_embed.norm'}
     yield from _biased(theirs, ours, patches)
     for stage, blocks in enumerate(_BLOCKS):
@@ -220,7 +220,7 @@ def _promptable() -> Modules:
         yield f'{there}.self_attn', f'{here}.self_attn', _ATTENTION
         yield from _deformable(f'{there}.cross_attn', f'{here}.cross_attn')
         yield from _biased(there, here, _FFN)
-        # The authors number the norms in another order than that in which they are applied.
+        # The authors' numbers of the norms do not follow the order in which they are applied.
         yield from _biased(there, here, {'norm2': 'norms.0', 'norm1': 'norms.1', 'norm3': 'norms.2'})
     yield _NORM, f'{decoder}.norm', BIASED
     yield from _mlp(f'{_PROMPTS}.decoder.ref_point_head', f'{decoder}.position_mlp', 2)

@@ -24,10 +24,10 @@ class Format:
 
     Attributes:
         kind: The model, for messages.
-        mark: Matches the start of a tensor name that no other kind has.
-        convert: Returns the tensors under MMDetection's names; takes the tensors and the path of their file.
+        mark: Matches the beginning of a tensor name that only this kind has.
+        convert: Called with the tensors and the path of their file; returns the tensors under MMDetection's names.
         suffix: Suffix of the written file: MMEngine loads ``.pth`` only, `load_cutler` only ``.safetensors``.
-        usage: How the written file is used; ``{}`` stands for its path.
+        usage: Advice on how to use the written file; ``{}`` stands for its path.
     """
 
     kind: str
@@ -81,7 +81,7 @@ _CONVERTED = re.compile(r'mask_head\.|backbone\.layer1\.|backbone\.stages\.')
 
 
 def convert_checkpoint(source: Path, target: Path) -> tuple[Format, int]:
-    """Reads a released checkpoint and writes it with MMDetection's names. `target` is written completely or not at all.
+    """Writes a released checkpoint under MMDetection's names. `target` is written completely or not at all.
 
     Args:
         source: A ``.pth`` or ``.safetensors`` file.

@@ -18,7 +18,7 @@ def upright(pixels: np.ndarray, orientation: int, y_axis: int = 0) -> np.ndarray
     Args:
         pixels: Rows along `y_axis`, columns along the next axis.
         orientation: 1 to 8; other values count as 1, which changes nothing.
-        y_axis: Index of the axis.
+        y_axis: Index of the axis of the rows.
     """
     x_axis = y_axis + 1
     if orientation in (5, 6, 7, 8):
@@ -31,7 +31,7 @@ def upright(pixels: np.ndarray, orientation: int, y_axis: int = 0) -> np.ndarray
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether `upright` exchanges rows and columns."""
+    """True if `upright` exchanges rows and columns."""
     return orientation in (5, 6, 7, 8)
 
 
@@ -39,8 +39,8 @@ def invert(values: np.ndarray, bits: int) -> np.ndarray:
     """Inverts values that are small where the image is bright.
 
     Args:
-        values: The dtype has at least `bits` bits; floats change their sign.
-        bits: Bits of a value in the file.
+        values: Booleans, integers of a dtype with at least `bits` bits, or floats, whose sign is changed.
+        bits: Number of bits of a value in the file.
     """
     if values.dtype.kind == 'b':
         return ~values
@@ -65,7 +65,8 @@ def lab_to_rgb(lab: np.ndarray, is_icc: bool) -> np.ndarray:
 
     Args:
         lab: uint8 or uint16.
-        is_icc: Whether a and b have an offset (ICCLAB) instead of being signed (CIELAB).
+        is_icc: True if a and b are stored with an offset (ICCLAB), False if they are stored as signed integers
+            (CIELAB).
     """
     from skimage.color import lab2xyz, xyz2rgb
 
@@ -106,9 +107,9 @@ def palette_to_rgb(indices: np.ndarray, colormap: np.ndarray) -> np.ndarray:
 
 
 def picture_array(file: Image.Image) -> np.ndarray:
-    """The pixels of an image of Pillow: (H, W) if they are grey, else (H, W, 3) RGB; alpha is dropped.
+    """The pixels of a Pillow image: (H, W) if it is grey, else (H, W, 3) RGB; alpha is dropped.
 
-    Pixels of a TIFF file are upright.
+    Pillow rotates TIFF files to upright, but no others.
     """
     mode = file.mode
     if is_grey_mode(mode):
@@ -116,12 +117,12 @@ def picture_array(file: Image.Image) -> np.ndarray:
     if mode == 'LAB':
         return lab_to_rgb(np.asarray(file), is_icc=False)
     if mode == 'P' and isinstance(file.info.get('transparency'), bytes):
-        del file.info['transparency']  # otherwise Pillow warns that it is lost
+        del file.info['transparency']  # otherwise Pillow warns that the conversion drops it
     if mode == 'RGBA' and file.format == 'TIFF' and file.tile and file.tile[0].args[0] == 'RGBa':
         file = file.convert('RGBa')  # colours multiplied by alpha, as they are stored
     return np.asarray(file if mode.startswith('RGB') else file.convert('RGB'))[..., :3]
 
 
 def is_grey_mode(mode: str) -> bool:
-    """Whether a mode of Pillow has one channel, without counting alpha."""
+    """True if a mode of Pillow has one channel besides alpha."""
     return mode in ('1', 'L', 'LA', 'La', 'I', 'F') or mode.startswith('I;')

@@ -25,11 +25,11 @@ class ImageFile:
 
     Attributes:
         path: The file.
-        axes: A letter for each axis, of 'tzyx'.
-        shape: Number of pixels along each axis, after rotation to upright.
+        axes: One letter of 'tzyx' for each axis.
+        shape: Number of pixels along each of these axes, after rotation to upright.
         n_channels: Number of channels without alpha.
-        is_rgb: Whether the channels are red, green and blue.
-        sizes: Size of a pixel, by axis.
+        is_rgb: True if the channels are red, green and blue.
+        sizes: Size and unit of a pixel, by axis; axes of unknown size are left out.
     """
 
     path: Path
@@ -40,10 +40,10 @@ class ImageFile:
     sizes: PixelSizes
 
     def read(self) -> np.ndarray:
-        """Unscaled pixel values, `shape` or (*shape, n_channels); other colour spaces are converted to RGB.
+        """Pixel values of shape `shape`, or (*shape, n_channels) for several channels; see `reader.read_pixels`.
 
         Raises:
-            ImageError: If they cannot be decoded, or a package for decoding is missing.
+            ImageError: If the pixels cannot be decoded, or a package for decoding is missing.
         """
         with explaining(self.path):
             return self._decode()
@@ -54,7 +54,7 @@ class ImageFile:
 
 @contextmanager
 def explaining(path: Path) -> Iterator[None]:
-    """Turns all errors of decoders into `ImageError`, and hides what they log."""
+    """Turns all errors of decoders into `ImageError`, and suppresses their log messages."""
     token = _is_reading.set(True)
     try:
         yield
@@ -80,7 +80,7 @@ def explaining(path: Path) -> Iterator[None]:
 
 
 def check_is_file(path: Path) -> None:
-    """Call this before an image file is opened: opening a pipe would wait forever.
+    """Checks an image file before it is opened: opening a pipe would wait forever.
 
     Raises:
         ImageError: If it is missing, empty, or not a regular file.
@@ -100,7 +100,7 @@ def check_is_file(path: Path) -> None:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    return not _is_reading.get()  # decoders log irregular metadata, which do not matter here
+    return not _is_reading.get()  # decoders log irregular metadata, which are harmless here
 
 
 for _name in ('tifffile', 'PIL.TiffImagePlugin', 'PIL.PngImagePlugin'):

@@ -1,8 +1,8 @@
 """Imports OpenCV without its changes to the Qt plugin paths.
 
-The GUI build of OpenCV bundles Qt 5 and sets two environment variables to its folder on import. Any Qt that starts later
-in the same process then loads plugins of the wrong version and aborts. Other packages decide which build of OpenCV is
-installed, so the variables are restored instead.
+On import, the GUI build of OpenCV, which includes Qt 5, sets two environment variables to its own folder. Another Qt
+that starts later in the same process then loads plugins of the wrong version and aborts. Other packages decide which
+build of OpenCV is installed, so the variables are restored instead.
 """
 
 from __future__ import annotations

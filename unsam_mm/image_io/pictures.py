@@ -26,7 +26,7 @@ _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_CHECKED = (b'IHDR', b'PLTE', b'IDAT')
 _PNG_PIXELS = (b'IHDR', b'PLTE', b'acTL', b'IDAT', b'IEND', b'eXIf')
-_DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits of RGB, of grey and alpha, and of RGB and alpha
+_DEEP_COLOUR = (b'\x10\x02', b'\x10\x04', b'\x10\x06')  # 16 bits, and RGB, grey with alpha, or RGB with alpha
 _DEEP_GREY_ALPHA = 4
 _limit_lock = threading.Lock()
 
@@ -47,7 +47,7 @@ class Picture(ImageFile):
     def _load(self) -> np.ndarray:
         try:
             return picture_array(self._file)
-        except ValueError:  # for PNG, from a long text after the pixels
+        except ValueError:  # in a PNG, a long text after the pixels may be the reason
             if not _is_png(self.path):
                 raise
             with _without_limit(), Image.open(_png_without_metadata(self.path)) as bare:
@@ -56,13 +56,13 @@ class Picture(ImageFile):
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Picture]:
-    """Opens a picture by its header.
+    """Opens a picture and reads its header.
 
     Raises:
-        ImageError: If it is animated.
+        ImageError: If the picture is animated.
     """
     with _open(path) as file:
-        # An MPO file of a phone holds a photograph, followed by previews or depth maps.
+        # An MPO file of a phone contains a photograph, followed by previews or depth maps.
         n_frames = 1 if file.format == 'MPO' else getattr(file, 'n_frames', 1)
         if n_frames > 1:
             raise ImageError(
@@ -80,12 +80,12 @@ def _open(path: Path) -> Image.Image:
     """Opens a picture of any size: Pillow's limit is meant for servers that read untrusted files.
 
     Raises:
-        PIL.UnidentifiedImageError: If the format is not known.
+        PIL.UnidentifiedImageError: If the format is unknown.
     """
     with _without_limit():
         try:
             return Image.open(path)
-        except (UnidentifiedImageError, ValueError):  # from damaged or long text chunks
+        except (UnidentifiedImageError, ValueError):  # damaged or long text chunks may be the reason
             if not _is_png(path):
                 raise
             return Image.open(_png_without_metadata(path))
@@ -114,7 +114,7 @@ def _orientation(file: Image.Image, path: Path) -> int:
     if file.format == 'TIFF':
         return 1  # Pillow rotates TIFF files itself
     try:
-        if file.format == 'PNG' and 'exif' not in file.info:  # it may follow the pixels
+        if file.format == 'PNG' and 'exif' not in file.info:  # the chunk may follow the pixels
             for _, chunk in islice(_png_chunks(path, (b'eXIf',)), 1):
                 file.info['exif'] = chunk[8:-4]
         with without_warnings():
@@ -136,7 +136,7 @@ def _deep_colour_type(path: Path) -> int:
 
 
 def _read_deep_png(path: Path, colour_type: int) -> np.ndarray:
-    """Pixels of a PNG with 16 bits a colour."""
+    """(H, W) or (H, W, 3) uint16 pixels of a PNG with 16 bits per channel; alpha is dropped."""
     if importlib.util.find_spec('cv2') is None:
         raise ImageError(
             f"{path}: PNG files with 16 bits a colour are read by OpenCV; run: pip install 'unsam_mm[codecs]'"
@@ -162,7 +162,7 @@ def _check_png(path: Path) -> None:
 
 
 def _png_without_metadata(path: Path) -> io.BytesIO:
-    """A PNG reduced to its pixels and orientation: decoders fail on long texts or warn about invalid profiles."""
+    """A copy of a PNG with pixels and orientation only: decoders fail on long texts and warn about invalid profiles."""
     return io.BytesIO(_PNG + b''.join(chunk for _, chunk in _png_chunks(path, _PNG_PIXELS)))
 
 

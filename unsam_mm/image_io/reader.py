@@ -26,11 +26,11 @@ class ImagePixels:
     """One image of two to four axes.
 
     Attributes:
-        channels: Arrays of one shape by name; the name of a single channel is ''.
-        is_rgb: Whether the channels are red, green and blue.
-        scale: Size of a pixel along each axis.
-        units: Unit of each size; 'pixel' if the file has none.
-        axes: A letter for each axis, of 'tzyx'.
+        channels: Channel name to array; all arrays have the same shape. The name of a single channel is ''.
+        is_rgb: True if the channels are red, green and blue.
+        scale: Size of a pixel along each axis, in `units`.
+        units: Unit of the size along each axis; 'pixel' if the file gives no size.
+        axes: One letter of 'tzyx' for each axis.
     """
 
     channels: dict[str, np.ndarray]
@@ -65,20 +65,20 @@ class ImagePixels:
 
 
 def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
-    """Reads an image file with its values and dtype unchanged.
+    """Reads an image file; apart from the following conversions, its values and dtype are not changed.
 
     Images are rotated to upright according to their orientation tag. Other colour spaces (CMYK, CIELAB, YCbCr, palettes)
     are converted to RGB, grey values that are small where the image is bright are inverted, and values of 2 to 7 bits are
-    scaled to 8. An alpha channel is dropped; other additional samples are channels. From a file of a multi-file set, the
-    planes in this file are read.
+    scaled to 8 bits. An alpha channel is dropped; other additional samples are channels. If the file belongs to a
+    multi-file set, only the planes in this file are read.
 
     Args:
         path: The file.
         max_pixels: Images with larger planes are refused before they are read; None for no limit.
 
     Raises:
-        ImageError: If the file is missing, broken, too large or not an image, holds several images or is animated, or
-            has axes other than t, z, y, x and channels.
+        ImageError: If the file is missing, broken, too large or not an image, contains several images or is animated,
+            or has axes other than t, z, y, x and channels.
     """
     with open_image(path) as file:
         check_size(file.shape[-2:], str(path), max_pixels)
@@ -90,7 +90,7 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> ImagePixels:
 
 
 def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> None:
-    """Refuses an image that is too large to be processed at once.
+    """Checks that an image is not too large to be processed at once.
 
     Args:
         shape_hw: Height and width of the image.
@@ -114,7 +114,7 @@ def open_image(path: str | Path) -> Iterator[ImageFile]:
     """Opens an image file; the format is detected from the content, not from the name.
 
     Raises:
-        ImageError: As `read_pixels`. Errors in the block are not changed.
+        ImageError: For the same reasons as in `read_pixels`, except for the size. Errors in the block are not changed.
     """
     path = Path(path)
     with ExitStack() as stack:

@@ -32,10 +32,10 @@ _COLOUR_SAMPLES = {
     _PHOTOMETRIC.ICCLAB: 3,
     _PHOTOMETRIC.SEPARATED: 4,
 }
-_ALPHA = {1, 2}  # tag ExtraSamples: associated, unassociated
+_ALPHA = {1, 2}  # values of the tag ExtraSamples: associated and unassociated alpha
 _PIXEL_TAGS = {273, 279, 320, 324, 325, 347}  # offsets and sizes of strips and tiles, the palette, JPEG's tables
 _AXES = 'TZYX'
-# Formats that tifffile reads from several files at once: here, each file provides only the planes in it.
+# Formats that tifffile would read from several files at once. Here, only the planes in the opened file are read.
 _OF_SEVERAL_FILES = {'is_mmstack': False, 'is_ndtiff': False}
 # Formats of microscopes whose pages can be read without their metadata.
 _MICROSCOPES = ('is_micromanager', 'is_lsm', 'is_fluoview', 'is_sis', 'is_scanimage')
@@ -51,7 +51,7 @@ class TiffImage(ImageFile):
 
     def _decode(self) -> np.ndarray:
         page, last = self._series.keyframe, len(self.shape)
-        if not page.is_contiguous:  # tifffile fills missing parts with zeros, and JPEG decoders invent them
+        if not page.is_contiguous:  # missing parts would be read as zeros, or in JPEG as any values
             for part in filter(None, self._series.pages):
                 _check_parts(part, self.path)
                 if page.compression != 1:
@@ -76,7 +76,8 @@ class TiffImage(ImageFile):
         """Reads pages that tifffile cannot decompress with Pillow's libtiff, upright and in RGB.
 
         Raises:
-            ImageError: If Pillow cannot read them either, or would lose bits.
+            Exception: `reason`, if decompression is not its cause, or if Pillow cannot read the pages either.
+            ImageError: If imagecodecs is needed and not installed: Pillow cannot read the pages, or would lose bits.
         """
         if not (_lacks_codec(reason) or isinstance(reason, NotImplementedError)):
             raise reason
@@ -88,7 +89,7 @@ class TiffImage(ImageFile):
         is_mixed = first.is_subsampled and first.compression == 1
         if loses or is_mixed or len(pages) != math.prod(front) or any(page is None or page.is_subifd for page in pages):
             raise self._unreadable(reason)
-        for page in pages:  # libtiff would write errors to stderr
+        for page in pages:  # checked here, since libtiff would write errors to stderr
             _check_tags(page, self.path)
             _check_end(page, self.path)
         try:
@@ -116,7 +117,7 @@ class TiffImage(ImageFile):
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether the first bytes of a file are those of a TIFF."""
+    """True if a file begins with the magic number of TIFF or BigTIFF."""
     with path.open('rb') as file:
         return file.read(4) in _MAGIC
 
@@ -125,11 +126,11 @@ def is_tiff(path: Path) -> bool:
 def open_tiff(path: Path) -> Iterator[TiffImage]:
     """Opens a TIFF file and reads its headers.
 
-    The largest image is used. Others count as thumbnails if they are marked as such or are at most half as wide and
-    high.
+    The largest image is used. Other images are ignored if they are marked as thumbnails or masks, or are at most half
+    as wide and high.
 
     Raises:
-        ImageError: If the file holds several images, or has axes other than t, z, y, x and channels.
+        ImageError: If the file contains several images besides those, or has axes other than t, z, y, x and channels.
     """
     opened, file, series = _open_series(path)
     with opened:
@@ -143,7 +144,7 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
                 f'{path}: expected axes of {_AXES} and channels, got {series.axes} of shape {series.shape}; '
                 'save a part with fewer axes in a file of its own'
             )
-        if not set(names) <= set(_AXES) or len(set(names)) < len(names):  # unknown axes are those of a stack
+        if not set(names) <= set(_AXES) or len(set(names)) < len(names):  # unknown axes count as z, or t and z
             names = _AXES[-len(names) :]
         sizes = pixel_sizes(file)
         if swaps_sides(_orientation(page)):
@@ -153,7 +154,7 @@ def open_tiff(path: Path) -> Iterator[TiffImage]:
 
 
 def _open_series(path: Path) -> tuple[ExitStack, TiffFile, TiffPageSeries]:
-    """Opens the file and finds its main image; without metadata if these are broken or do not fit the pages.
+    """Opens the file and finds its main image; metadata that are broken or do not fit the pages are ignored.
 
     Returns:
         A stack that closes the file, the file, and its main image.
@@ -188,7 +189,7 @@ def _open_series(path: Path) -> tuple[ExitStack, TiffFile, TiffPageSeries]:
 
 def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
     series = file.series
-    if series[0].kind not in _PAGES_OF_ONE_KIND:  # such as slide scanners: labels and overviews follow the image
+    if series[0].kind not in _PAGES_OF_ONE_KIND:  # in files of slide scanners, labels and overviews follow the image
         return series[0]
     _check_last_page(file, path)
     main = max(series, key=lambda image: image.keyframe.imagewidth * image.keyframe.imagelength)
@@ -202,7 +203,7 @@ def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
 
 
 def _check_last_page(file: TiffFile, path: Path) -> None:
-    """Raises `ImageError` if the file ends before its last page: the other pages would pass for a smaller stack."""
+    """Raises `ImageError` if the file ends before its last page: else, the rest would be read as a smaller stack."""
     file.filehandle.seek(file.pages.next_page_offset)
     stored = file.filehandle.read(file.tiff.offsetsize)
     if len(stored) < file.tiff.offsetsize or any(stored):
@@ -225,9 +226,10 @@ def _check_tags(page: TiffPage, path: Path) -> None:
 
 
 def _check_parts(page: TiffPage | TiffFrame, path: Path) -> None:
-    """Raises `ImageError` if a page has fewer strips or tiles than its size needs; offset 0 stands for a tile of zeros.
+    """Raises `ImageError` if a page has fewer strips or tiles than its size needs.
 
-    The number does not matter if the pixels are contiguous in the file.
+    A tile of zeros, which has the offset 0, is no error. The number does not matter if the pixels are contiguous in the
+    file.
     """
     found = min(len(page.dataoffsets), len(page.databytecounts))
     in_one_piece = page.is_contiguous and sum(page.databytecounts) >= page.nbytes
@@ -245,8 +247,8 @@ def _check_end(page: TiffPage | TiffFrame, path: Path) -> None:
 def _check_planes_of_imagej(file: TiffFile, path: Path) -> None:
     """Raises `ImageError` if the file ends before the last plane of a large ImageJ stack.
 
-    Such a stack has a header for the first plane only, which comes first, so bytes after the first plane are those of
-    other planes. A file with a single plane of a stack, saved by another program, may also have the stack's metadata.
+    Such a stack has a header for the first plane only, in front of all planes, so bytes after the first plane belong to
+    other planes. There are none in a file with the metadata of a stack in which another program saved a single plane.
     """
     page, n_planes = file.pages.first, (file.imagej_metadata or {}).get('images', 1)
     if file.pages.is_multipage or page.compression != 1 or file.series[0].kind == 'imagej':
@@ -270,7 +272,7 @@ def _channel_axis(axes: str) -> int | None:
 
 
 def _channels(series: TiffPageSeries) -> tuple[int, bool]:
-    """Number of channels, and whether they are red, green and blue."""
+    """Number of channels without alpha, and True if they are red, green and blue."""
     page, axes = series.keyframe, series.axes.upper()
     channel_axis = _channel_axis(axes)
     if channel_axis is None:
@@ -282,7 +284,7 @@ def _channels(series: TiffPageSeries) -> tuple[int, bool]:
 
 
 def _channels_of_samples(page: TiffPage, samples: int) -> tuple[int, bool]:
-    """RGB or grey, if additional samples are marked as alpha; else every sample is a channel."""
+    """Like `_channels`: RGB or grey if there are no additional samples but alpha; else each sample is a channel."""
     base = _COLOUR_SAMPLES.get(page.photometric, 3 if samples == 3 else 1)
     n_extra = samples - base
     is_ink = page.photometric == _PHOTOMETRIC.SEPARATED and _tag(page, 'InkSet', 1) != 1
@@ -303,7 +305,7 @@ def _converted(pixels: np.ndarray, page: TiffPage, is_rgb: bool, has_samples: bo
     if not is_rgb:
         return invert(pixels, bits) if photometric == _PHOTOMETRIC.MINISWHITE else pixels
     pixels = pixels[..., : _COLOUR_SAMPLES.get(photometric, 3)]
-    is_decoded = page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS  # such as JPEG, to RGB
+    is_decoded = page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS  # decoders of JPEG and others return RGB
     if photometric == _PHOTOMETRIC.SEPARATED:
         return cmyk_to_rgb(pixels)
     if photometric in (_PHOTOMETRIC.CIELAB, _PHOTOMETRIC.ICCLAB):

@@ -1,7 +1,7 @@
 """Metadata of TIFF files: pixel size, and the planes of an OME-TIFF that a file contains.
 
-Metadata come from many programs and are often broken. They never prevent reading an image: values that cannot be read
-are left out.
+Metadata are written by many programs and are often broken. Broken metadata never prevent reading an image: values that
+cannot be read are left out.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import tifffile
 
 PixelSizes = dict[str, tuple[float, str]]
-"""Axis, a letter of 'XYZT', to the size of a pixel along it and the unit."""
+"""Axis, a letter of 'XYZT', to the size of a pixel along this axis (for T, the interval in time) and its unit."""
 
 UNKNOWN_SIZE = (1.0, 'pixel')
 
-# Symbols and words that OME, ImageJ and their users write, with a factor and the unit that the factor refers to.
+# Symbols and words that OME, ImageJ and their users write, to the size of the unit as a factor and a standard unit.
 _LENGTH_UNITS = {
     symbol: (factor, unit)
     for symbols, factor, unit in (
@@ -63,8 +63,8 @@ _PLAUSIBLE_TIME = (1e-12, 1e12)
 def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
     """Pixel sizes in OME or ImageJ metadata; empty if there are none.
 
-    Lengths are given only if both X and Y are known, and have one unit. Sizes that are not positive, not finite or
-    implausible, and those in units that are not lengths, such as 'pixel', are left out.
+    Lengths are returned only if both X and Y are known, and are converted to the unit of X. Sizes that are not
+    positive, not finite or implausible, and sizes in units that are not lengths, such as 'pixel', are left out.
     """
     try:
         if file.is_ome:
@@ -81,13 +81,13 @@ def pixel_sizes(file: tifffile.TiffFile) -> PixelSizes:
 
 
 def scale_and_units(sizes: PixelSizes, axes: Iterable[str]) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Size and unit along each axis; 1 and 'pixel' if they are not known."""
+    """Size of a pixel and unit along each axis; 1 and 'pixel' if they are unknown."""
     known = [sizes.get(axis.upper(), UNKNOWN_SIZE) for axis in axes]
     return tuple(size for size, _ in known), tuple(unit for _, unit in known)
 
 
 def parse_xml(text: str) -> ElementTree.Element | None:
-    """The root of an XML document; None if it is broken, or declares a document type, which may define entities."""
+    """The root of an XML document; None if it is broken or, since entities are unsafe, declares a document type."""
     if '<!DOCTYPE' in text or '<!ENTITY' in text:
         return None
     try:
@@ -112,7 +112,7 @@ def own_ome_xml(text: str, filename: str) -> str | None:
         return None
     named = {uuid.text: uuid.get('FileName', '') for uuid in root.iterfind('.//{*}TiffData/{*}UUID')}
     own = root.get('UUID') or next((key for key, name in named.items() if name.lower() == filename.lower()), None)
-    if own is None and len(named) == 1:  # one file, renamed since
+    if own is None and len(named) == 1:  # a single file, which has been renamed
         (own,) = named
     if not named or (named.keys() == {own} and root.get('UUID')):
         return text
@@ -129,12 +129,12 @@ def own_ome_xml(text: str, filename: str) -> str | None:
 
 
 def _keep_own_planes(pixels: ElementTree.Element, own: str | None) -> bool:
-    """Rewrites ``TiffData``, sizes and channels for the planes of one file; False if it holds no plane of this image.
+    """Rewrites ``TiffData``, sizes and channels for the planes of one file; False if it contains no plane of `pixels`.
 
     Raises:
         KeyError, TypeError, ValueError: If the planes cannot be described.
     """
-    order = pixels.attrib['DimensionOrder'][2:]  # fastest first
+    order = pixels.attrib['DimensionOrder'][2:]  # without X and Y; the axis that varies fastest is first
     channels = pixels.findall('{*}Channel')
     samples = int(channels[0].get('SamplesPerPixel', 1)) if channels else 1
     sizes = {axis: int(pixels.attrib[f'Size{axis}']) // (samples if axis == 'C' else 1) for axis in order}
@@ -203,7 +203,7 @@ def _size(value: Any, unit: str, axis: str) -> tuple[float, str] | None:
     """A size and its unit; None if the size is not a plausible number, or the unit is not a length (for T, a time)."""
     text = str(value).strip()
     try:
-        number = float(text.replace(',', '.') if '.' not in text else text)  # the comma of some languages
+        number = float(text.replace(',', '.') if '.' not in text else text)  # some languages have a decimal comma
     except ValueError:
         return None
     known, plausible = (_TIME_UNITS, _PLAUSIBLE_TIME) if axis == 'T' else (_LENGTH_UNITS, _PLAUSIBLE_LENGTH)
@@ -214,7 +214,7 @@ def _size(value: Any, unit: str, axis: str) -> tuple[float, str] | None:
 
 
 def _symbol(unit: str) -> str:
-    """A unit with one spelling of micro and angstrom; ImageJ writes ``\\u00B5`` as six characters."""
+    """A unit with uniform spelling of micro and angstrom; ImageJ writes ``\\u00B5`` as six characters."""
     unit = unit.replace('\\u00B5', 'µ').replace('\\u00b5', 'µ').replace('\\u00C5', 'Å').replace('Âµ', 'µ')
     return unicodedata.normalize('NFKC', unit.strip('\0 \t\r\n'))
 
