@@ -272,7 +272,7 @@ class RegionSelector:
         elif target == controller.target:
             self._target, self._table = target, table
             self.examples, self._similarities = [], None
-            controller.show_info(f'Regions of "{target.name}" measured.')
+            controller.show_info(f'The regions of "{target.name}" are measured.')
             if request is not None:
                 request[1](table)
         self.changed.emit()
