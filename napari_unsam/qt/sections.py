@@ -7,7 +7,7 @@ from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QFrame, QLineEdit, QScro
 from superqt import QCollapsible
 
 _SPARE_PX = 10  # below the content of a section
-_MARGINS_PX, _GAP_PX = (9, 3, 9, 3), 2  # of a title; small, so that folded sections take little room
+_MARGINS_PX, _GAP_PX = (9, 3, 9, 3), 2  # of a title; small, so that folded sections take little space
 
 
 class Section(QCollapsible):

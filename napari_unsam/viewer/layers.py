@@ -232,13 +232,13 @@ class PromptLayers:
             self.preview.edge_width = width
 
     def _draw_outline(self, segments: np.ndarray) -> None:
-        """Redraws segments in place if there is room for all of them; unused segments get the length 0."""
+        """Redraws segments in place if there are at least as many drawn ones; unused ones get the length 0."""
         drawn = self.preview.data
-        has_room = len(segments) <= len(drawn)
-        if not has_room:
+        fits = len(segments) <= len(drawn)
+        if not fits:
             drawn = np.empty((1 << (len(segments) - 1).bit_length(), 2, self._ndim), np.float32)
         drawn[: len(segments)], drawn[len(segments) :] = segments, segments[0] * [[1], [0]]
-        if has_room:
+        if fits:
             redraw(self.preview)
         else:
             self.preview.data = drawn
