@@ -210,11 +210,12 @@ def read_losses(work_dir: Path) -> dict[int, float]:
     """The losses of a training by step, in ascending order; if a resumed training repeated a step, its last loss."""
     losses: dict[int, float] = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text(encoding='utf-8').splitlines():
-            with suppress(json.JSONDecodeError):  # the last line may be incomplete
-                row = json.loads(line)
-                if 'loss' in row and 'step' in row:
-                    losses[int(row['step'])] = float(row['loss'])
+        with suppress(OSError):  # the training was removed meanwhile
+            for line in path.read_text(encoding='utf-8').splitlines():
+                with suppress(json.JSONDecodeError):
+                    row = json.loads(line)
+                    if isinstance(row, dict) and 'loss' in row and 'step' in row:
+                        losses[int(row['step'])] = float(row['loss'])
     return dict(sorted(losses.items()))
 
 

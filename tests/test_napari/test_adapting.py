@@ -116,7 +116,7 @@ def test_the_losses_of_a_resumed_training_are_one_curve(tmp_path):
 
 
 def test_a_log_that_is_being_written_is_read_as_far_as_it_goes(tmp_path):
-    write_log(tmp_path, '20260101_000000', [{'step': 5, 'loss': 1.0}, {'coco/AR': 0.1}], '\n{"step": 10, "lo')
+    write_log(tmp_path, '20260101_000000', [{'step': 5, 'loss': 1.0}, {'coco/AR': 0.1}], '\n12\n{"step": 10, "lo')
     assert read_losses(tmp_path) == {5: 1.0}
     assert read_losses(tmp_path / 'nothing') == {}
 
