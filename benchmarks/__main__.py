@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         help='which comparisons (default: all; see docs/benchmarks.md)',
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write all figures, unrounded, to this file')
-    parser.add_argument('--images', type=Path, metavar='FOLDER', help='images for the rows that take several')
+    parser.add_argument('--images', type=Path, metavar='FOLDER', help='images for the rows that need several')
     parser.add_argument(
         '--gt', type=Path, metavar='FILE', help='COCO file about these images, for the recall of "generator"'
     )

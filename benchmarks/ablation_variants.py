@@ -51,25 +51,25 @@ def _ranked(**changes) -> GeneratorSettings:
 
 
 _PERSISTENCE = dict(
-    edge=0.0, roughness=0.0, area=0.0, fullness=0.0, persistence=1.0, cross_tree_consensus=0.0, repetition=0.0
+    edge=0.0, roughness=0.0, area=0.0, fullness=0.0, persistence=1.0, cross_tree_consensus=0.0, max_decay=0.0
 )
 VARIANTS: dict[str, Variant] = {
     'base': Variant('**base**: superpixel spacing 5 px, long side 714 px', _BASE),
-    'one_tree': Variant('one tree instead of four', replace(_BASE, growths=_BASE.growths[:1])),
+    'one_tree': Variant('one tree instead of four', replace(_BASE, merge_weights=_BASE.merge_weights[:1])),
     'no_level_sets': Variant('without level sets', replace(_BASE, lightness_levels=0)),
     'plain_tree': Variant(
-        'one tree, without level sets', replace(_BASE, growths=_BASE.growths[:1], lightness_levels=0)
+        'one tree, without level sets', replace(_BASE, merge_weights=_BASE.merge_weights[:1], lightness_levels=0)
     ),
     'no_borders': Variant(
         'without borders in the merge (four weights of colour)',
-        replace(_BASE, growths=((0.2, 0.0), (0.1, 0.0), (0.6, 0.0), (0.4, 0.0))),
+        replace(_BASE, merge_weights=((0.2, 0.0), (0.1, 0.0), (0.6, 0.0), (0.4, 0.0))),
     ),
     'colour_only': Variant(
         'without the ViT: colour and borders only',
-        replace(_BASE, growths=tuple((1000.0, border) for border in (0.6, 0.3, 0.7, 0.4))),
+        replace(_BASE, merge_weights=tuple((1000.0, border) for border in (0.6, 0.3, 0.7, 0.4))),
     ),
     'no_consensus': Variant('ranking without consensus', _ranked(cross_tree_consensus=0.0)),
-    'no_repetition': Variant('ranking without soft non-maximum suppression', _ranked(repetition=0.0)),
+    'no_repetition': Variant('ranking without soft non-maximum suppression', _ranked(max_decay=0.0)),
     'persistence': Variant('ranking by persistence only', _ranked(**_PERSISTENCE)),
     'spacing_8': Variant('superpixel spacing 8 px', replace(_BASE, superpixel_spacing_px=8.0)),
     'spacing_10': Variant('superpixel spacing 10 px', replace(_BASE, superpixel_spacing_px=10.0)),

@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m benchmarks.metric', description=__doc__.splitlines()[0])
     parser.add_argument('--count', type=int, default=200, metavar='N', help='images (default: %(default)s)')
     parser.add_argument('--repetitions', type=int, default=1, metavar='N', help='of each side (default: %(default)s)')
-    parser.add_argument('--predictions', type=Path, metavar='PATH', help='real masks, as `evaluate` takes them')
+    parser.add_argument('--predictions', type=Path, metavar='PATH', help='real masks, as `evaluate` accepts them')
     parser.add_argument('--gt', type=Path, metavar='FILE', help='their COCO annotation file')
     options = parser.parse_args(argv)
     if (options.predictions is None) != (options.gt is None):

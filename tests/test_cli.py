@@ -56,7 +56,7 @@ def test_the_way_from_images_to_recall(folders, capsys):
         (['generate', '{}/images', '{}/images/coins.png'], 'a file is where a folder is needed'),
         (['generate', '{}/images', '{}/masks', '--max-masks', '7'], 'made with another max_masks'),
         (['merge', '{}/none', '{}/a.json'], 'none: no such folder'),
-        (['merge', '{}/truth', '{}/a.json'], 'holds no pseudo-masks'),
+        (['merge', '{}/truth', '{}/a.json'], 'contains no pseudo-masks'),
         (['evaluate', '{}/none', '{}/none.json'], 'none.json: no such file'),
         (['weights', 'fetch', 'resnet'], "no weights are called 'resnet'"),
     ],

@@ -17,7 +17,7 @@ from unsam_mm.fingerprints import file_digest, file_sha256, image_stamp, is_curr
 from unsam_mm.folders.run import FolderJob
 from unsam_mm.generator import settings_signature
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
-from unsam_mm.pseudo_masks.setting_names import FIRST_NAMES, renamed_settings
+from unsam_mm.pseudo_masks.setting_names import ORIGINAL_NAMES, renamed_settings
 
 TENSORS = {'a': np.arange(6, dtype=np.float32), 'b': np.ones((2, 3), np.float32)}
 A_SECOND_NS = 10**9
@@ -75,7 +75,7 @@ def test_the_signature_of_verified_weights_is_that_of_earlier_versions(tmp_path,
     monkeypatch.setenv('UNSAM_CACHE', str(tmp_path))
     source = weights.TABLE['dinov2_vits14'].sources[0]
     write_vit(tmp_path / 'dinov2_vits14.dinov2_vits14_pretrain')
-    described = renamed_settings(asdict(GeneratorSettings()), FIRST_NAMES)
+    described = renamed_settings(asdict(GeneratorSettings()), ORIGINAL_NAMES)
     described |= {'weights': source.location, 'algorithm': 5}
     expected = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     assert settings_signature(GeneratorSettings()) == expected

@@ -73,9 +73,9 @@ def test_images_without_content_are_refused(generator, image):
 def test_the_signature_changes_with_any_setting(generator):
     assert generator.signature == settings_signature(GeneratorSettings())
     for changed in (
-        GeneratorSettings(growths=((0.2, 0.6),)),
+        GeneratorSettings(merge_weights=((0.2, 0.6),)),
         GeneratorSettings(lightness_levels=0),
-        GeneratorSettings(ranking=RankingSettings(repetition=0.4)),
+        GeneratorSettings(ranking=RankingSettings(max_decay=0.4)),
     ):
         assert generator.signature != settings_signature(changed)
 
@@ -131,7 +131,7 @@ def test_the_published_procedures_give_a_hierarchy_too(preset):
 
 
 def test_other_trees_add_masks_that_cross_those_of_the_first(coins_tree):
-    """Four growths and two trees of level sets, of which each gives some of the best masks."""
+    """Four merge trees and two trees of level sets, of which each gives some of the best masks."""
     assert len(coins_tree.alternatives) == 5
     best = coins_tree.select(500)
     assert all((tree.score >= best.scores.min()).any() for tree in (coins_tree, *coins_tree.alternatives))
@@ -143,7 +143,7 @@ def test_other_trees_add_masks_that_cross_those_of_the_first(coins_tree):
 
 def test_a_single_growth_without_level_sets_gives_a_single_tree(coffee):
     skip_without_weights()
-    settings = GeneratorSettings(long_side_px=112, growths=((0.2, 0.6),), lightness_levels=0)
+    settings = GeneratorSettings(long_side_px=112, merge_weights=((0.2, 0.6),), lightness_levels=0)
     hierarchy = PseudoMaskGenerator(settings)(coffee)
     assert hierarchy.alternatives == ()
     assert len(hierarchy.select(10_000)) == len(hierarchy)
@@ -168,7 +168,7 @@ def test_the_number_of_threads_does_not_matter(generator, coins, coins_tree):
     [
         ('best', {}, "preset 'best' is unknown; choose from default, paper, release"),
         ('default', {'x': 1}, "preset 'default' has no setting x; known are vit, facet"),
-        ('paper', {'growths': ((0.2, 0.5),)}, "preset 'paper' has no setting growths; known are"),
+        ('paper', {'merge_weights': ((0.2, 0.5),)}, "preset 'paper' has no setting merge_weights; known are"),
         ('default', {'thetas': (0.5,), 'divide': 'cutler'}, 'has no setting divide, thetas'),
     ],
 )
@@ -180,13 +180,13 @@ def test_unknown_presets_and_settings_are_refused(preset, changes, message):
 @pytest.mark.parametrize(
     'wrong',
     [
-        {'growths': ()},
-        {'growths': ((0.2, 1.0),)},
-        {'growths': ((0.2, 0.5), (-0.1, 0.5))},
-        {'growths': ((0.2, 0.5), (np.inf, 0.5))},
-        {'growths': ((0.2, np.nan),)},
-        {'growths': ((0.2,),)},
-        {'growths': ((0.2, 0.5, 0.5),)},
+        {'merge_weights': ()},
+        {'merge_weights': ((0.2, 1.0),)},
+        {'merge_weights': ((0.2, 0.5), (-0.1, 0.5))},
+        {'merge_weights': ((0.2, 0.5), (np.inf, 0.5))},
+        {'merge_weights': ((0.2, np.nan),)},
+        {'merge_weights': ((0.2,),)},
+        {'merge_weights': ((0.2, 0.5, 0.5),)},
         {'lightness_levels': -1},
         {'lightness_levels': np.inf},
         {'long_side_px': 0},

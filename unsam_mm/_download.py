@@ -38,33 +38,33 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + '.part')
-    note = target.with_name(target.name + '.part.json')
+    version_file = target.with_name(target.name + '.part.json')
     began = partial.exists()
-    is_whole = _fetch_rest(url, partial, note, sha256 is not None)
+    is_whole = _fetch_rest(url, partial, version_file, sha256 is not None)
     if began and not (is_whole and sha256 in (None, file_sha256(partial))):  # the partial file was of another version
         partial.unlink()
-        _fetch_rest(url, partial, note, sha256 is not None)
+        _fetch_rest(url, partial, version_file, sha256 is not None)
     if sha256 is not None and (found := file_sha256(partial)) != sha256:
         partial.unlink()
-        note.unlink(missing_ok=True)
+        version_file.unlink(missing_ok=True)
         raise WeightsError(
             f'{target.name}: the download has SHA-256 {found}, expected {sha256}; it was removed, try again or another network'
         )
     with partial.open('rb+') as file:  # Windows refuses to sync a file that is open for reading
         flush_to_disk(file.fileno())  # otherwise a power failure after the renaming would leave an empty file
     partial.replace(target)
-    note.unlink(missing_ok=True)
+    version_file.unlink(missing_ok=True)
     return target
 
 
-def _fetch_rest(url: str, partial: Path, note: Path, is_verified: bool) -> bool:
+def _fetch_rest(url: str, partial: Path, version_file: Path, is_verified: bool) -> bool:
     """Completes the partial file; False if the server's answer does not continue it.
 
     Without a checksum, a mix of two versions would not be noticed, so a file is then continued only if the server
     confirms its version.
     """
     done_bytes = partial.stat().st_size if partial.exists() else 0
-    validator = _noted(note, url) if done_bytes else None
+    validator = _stored_validator(version_file, url) if done_bytes else None
     headers = {'Range': f'bytes={done_bytes}-'} if validator or (done_bytes and is_verified) else {}
     headers |= {'If-Range': validator} if validator else {}
     try:
@@ -73,8 +73,8 @@ def _fetch_rest(url: str, partial: Path, note: Path, is_verified: bool) -> bool:
             if resumed and not response.headers.get('Content-Range', start).startswith(start):
                 return False
             if not resumed:
-                noted = {'url': url, 'validator': _validator(response.headers)}
-                note.write_text(json.dumps(noted), encoding='utf-8')  # a truncated note is ignored
+                version = {'url': url, 'validator': _validator(response.headers)}
+                version_file.write_text(json.dumps(version), encoding='utf-8')  # ignored if it is truncated
             _copy(response, partial, done_bytes if resumed else 0)
     except urllib.error.HTTPError as error:
         # 416: the server has no more bytes; the partial file is complete if it has the length of the server's file.
@@ -90,13 +90,13 @@ def _validator(headers: Message) -> str | None:
     return tag if tag.startswith('"') else headers.get('Last-Modified')
 
 
-def _noted(note: Path, url: str) -> str | None:
+def _stored_validator(version_file: Path, url: str) -> str | None:
     """The validator of the partial file; None if there is none, or the file came from another address."""
     try:
-        noted = read_json(note)
+        version = read_json(version_file)
     except StoreError:
         return None
-    return noted.get('validator') if isinstance(noted, dict) and noted.get('url') == url else None
+    return version.get('validator') if isinstance(version, dict) and version.get('url') == url else None
 
 
 def _copy(response: Any, partial: Path, start: int) -> None:

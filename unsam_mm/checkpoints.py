@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> StateDict:
     for wrapper in _WRAPPERS:
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f'{path}: holds no tensors by name, so it is not a checkpoint of a model')
+        raise WeightsError(f'{path}: contains no tensors by name, so it is not a checkpoint of a model')
     return dict(content)
 
 

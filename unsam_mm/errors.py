@@ -37,7 +37,7 @@ class TargetError(StoreError):
     """A file that cannot be written although others can: the disk does not allow its name, or a folder has it."""
 
 
-def explained(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error in one line: the first line of its message, preceded by its type if it is not a `UnSAMError`."""
     lines = str(error).strip().splitlines()
     if lines and isinstance(error, UnSAMError):
@@ -60,11 +60,11 @@ def image_errors(path: object) -> Iterator[None]:
     except (ImageError, StoreError, WeightsError):
         raise
     except Exception as error:
-        raise ImageError(f'{path}: {explained(error)}') from error
+        raise ImageError(f'{path}: {describe_error(error)}') from error
 
 
 @contextmanager
-def located(where: object, kind: type[UnSAMError] = StoreError) -> Iterator[None]:
+def error_context(where: object, kind: type[UnSAMError] = StoreError) -> Iterator[None]:
     """Puts a place, such as a file, in front of the message of errors.
 
     Args:

@@ -14,7 +14,7 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.images import as_rgb_uint8
 from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, ProgressCallback, RegionTrees
-from unsam_mm.pseudo_masks.setting_names import FIRST_NAMES, renamed_settings
+from unsam_mm.pseudo_masks.setting_names import ORIGINAL_NAMES, renamed_settings
 from unsam_mm.pseudo_masks.vit import vit_folder
 from unsam_mm.published import procedure
 from unsam_mm.published.procedure import PublishedProcedure, PublishedSettings
@@ -95,8 +95,8 @@ def settings_signature(settings: Settings) -> str:
 
     Missing weights are downloaded, since the signature depends on the source that they come from.
     """
-    # Settings are hashed under their first names: renaming one does not change the masks, so stored masks stay current.
-    described = renamed_settings(asdict(settings), FIRST_NAMES)
+    # Settings are hashed under their original names, so that masks stay current when a setting is renamed.
+    described = renamed_settings(asdict(settings), ORIGINAL_NAMES)
     described |= {'weights': weights_origin(settings), 'algorithm': _ALGORITHM}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -97,12 +97,13 @@ def read_image(path: str | Path, max_pixels: int | None = MAX_PIXELS) -> np.ndar
         if len(file.shape) > 2:
             raise ImageError(
                 f'{path}: expected one image, got a stack with axes {file.axes} of shape {file.shape}; pass one plane of a '
-                'stack at a time, each in a file of its own; `python -m napari_unsam batch` and the dock take stacks'
+                'stack at a time, each in a file of its own; `python -m napari_unsam batch` and the dock accept stacks'
             )
         if file.n_channels > 1 and not file.is_rgb:
             raise ImageError(
-                f'{path}: expected grey or RGB, got {file.n_channels} channels that are no colours; save one of them, or '
-                'three as RGB, in a file of its own; `python -m napari_unsam batch --channel N` and the dock take channels'
+                f'{path}: expected grey or RGB, got {file.n_channels} channels that are not colours; save one of '
+                'them, or three as RGB, in a file of its own; `python -m napari_unsam batch --channel N` and the dock '
+                'accept channels'
             )
         check_size(file.shape, str(path), max_pixels)
         pixels = file.read()

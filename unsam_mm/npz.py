@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unsam_mm.errors import DamagedError, StoreError, explained
+from unsam_mm.errors import DamagedError, StoreError, describe_error
 
 UNREADABLE = (
     OSError,
@@ -71,4 +71,4 @@ def unreadable(path: str | Path, what: str, error: BaseException) -> StoreError:
     """
     if isinstance(error, OSError) and error.errno not in _OF_DAMAGED_FILES:
         return StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions')
-    return DamagedError(f'{path}: {what} ({explained(error)}); remove it and make it again')
+    return DamagedError(f'{path}: {what} ({describe_error(error)}); remove it and make it again')

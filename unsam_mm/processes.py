@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from unsam_mm.errors import UnSAMError, explained
+from unsam_mm.errors import UnSAMError, describe_error
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
     except UnSAMError as error:
         _start_error = error
     except Exception as error:  # noqa: BLE001 - the pool would only raise BrokenProcessPool
-        _start_error = _NoWorker(explained(error))
+        _start_error = _NoWorker(describe_error(error))
 
 
 def _check_worker() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from psygnal import Signal
 
-from unsam_mm.errors import UnSAMError, explained
+from unsam_mm.errors import UnSAMError, describe_error
 
 ProgressCallback = Callable[[float, str], None]
 """Called with the fraction done, in [0, 1], and a text; may raise an exception to stop the work."""
@@ -221,7 +221,7 @@ class InferenceThread:
             failure = str(error)
         except Exception as error:  # no failure of a model or a file ends the thread
             logger.exception('a job of the inference thread failed')
-            failure = explained(error)
+            failure = describe_error(error)
         self._deliver(partial(self._ended, job, result, failure))
 
     def _ended(self, job: _Job, result: Any, failure: str | None) -> None:

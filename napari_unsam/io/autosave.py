@@ -53,7 +53,7 @@ from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch
 from napari_unsam.viewer.layers import is_of
 from napari_unsam.viewer.object_write import limited_to_free, renumbered
-from unsam_mm.errors import StoreError, explained
+from unsam_mm.errors import StoreError, describe_error
 
 if TYPE_CHECKING:
     from napari.layers import Image, Labels
@@ -419,7 +419,7 @@ class Autosave:
             is_first = record.failed is None
             record.failed = work
             if is_first:
-                reason = str(error) if isinstance(error, StoreError) else explained(error)
+                reason = str(error) if isinstance(error, StoreError) else describe_error(error)
                 with suppress(RuntimeError):  # the dock may be gone
                     self._on_problem(f'Autosave: {reason}; it is tried again every {_RETRY_S:.0f} s')
         else:

@@ -26,7 +26,7 @@ from napari_unsam.model.label_boxes import LazyArray, object_boxes
 from napari_unsam.model.prompts import PendingObject, PointPrompt, Polarity, Prompts, ShapeKind, ShapePrompt
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.object_write import MAX_LABEL, ObjectWrite, with_parent_renumbered
-from unsam_mm.errors import StoreError, explained
+from unsam_mm.errors import StoreError, describe_error
 from unsam_mm.files import atomic_writer, read_json, write_json
 from unsam_mm.npz import read_npz
 
@@ -294,7 +294,7 @@ def read_work(folder: Path) -> SavedSession | None:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f'{folder}: the saved work is damaged ({explained(error)}); remove that folder if you do not need it'
+            f'{folder}: the saved work is damaged ({describe_error(error)}); remove that folder if you do not need it'
         ) from error
 
 
@@ -368,7 +368,7 @@ def _prompts_from_json(stored: Mapping[str, Any]) -> tuple[Prompts, int]:
                 }
                 prompts.append(kind(**values))
             except (KeyError, TypeError, AttributeError) as error:
-                logger.warning('a saved prompt cannot be read: %s', explained(error))
+                logger.warning('a saved prompt cannot be read: %s', describe_error(error))
                 n_lost += 1
         readable[name] = tuple(prompts)
     return Prompts(object_id=stored['object_id'], **readable), n_lost

@@ -170,9 +170,9 @@ def without(name: str) -> dict[str, torch.Tensor]:
         (tiny(golden.official_shapes()) | {CLASS_EMBED: torch.ones(81, 1)}, 'of 80 classes; UnSAM has one'),
         ({'model.sem_seg_head.predictor.x': torch.ones(1)}, r"first name, 'model\.sem_seg.*known are UnSAM's whole"),
         ({'mask_head.cls_embed.weight': torch.ones(1)}, r"has MMDetection's names already; use it as it is"),
-        ({}, 'holds no tensors by name'),
-        ({'lr': 0.1}, 'holds no tensors by name'),
-        ([torch.ones(1)], 'holds no tensors by name'),
+        ({}, 'contains no tensors by name'),
+        ({'lr': 0.1}, 'contains no tensors by name'),
+        ([torch.ones(1)], 'contains no tensors by name'),
     ],
 )
 def test_another_model_is_refused_and_nothing_is_written(tmp_path, state, message):

@@ -363,7 +363,7 @@ def test_an_empty_precomputed_folder_is_refused(image_folder, tmp_path):
     dataset = folder(
         image_folder, [{'type': 'UnSAMLoadImage'}, {'type': 'UnSAMPseudoMasks', 'precomputed': str(tmp_path / 'made')}]
     )
-    with pytest.raises(StoreError, match='holds no pseudo-masks'):
+    with pytest.raises(StoreError, match='contains no pseudo-masks'):
         dataset[0]
 
 

@@ -13,9 +13,9 @@ from skimage import data
 from tests.conftest import skip_without_weights
 from tests.grid_tokens import GridTokenizer, count_files
 from unsam_mm.datasets import UnSAMPackRegions, UnSAMRegionFolders, UnSAMRegionTokens
-from unsam_mm.datasets.region_tokens import place_of
+from unsam_mm.datasets.region_tokens import image_location
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.student.store import ImagePlace, RegionStore
+from unsam_mm.student.store import ImageLocation, RegionStore
 
 N_READABLE = 4
 
@@ -263,7 +263,9 @@ def test_a_transform_can_be_sent_to_another_process_after_it_was_used(coffee_and
 def test_two_processes_prepare_a_folder_with_the_real_tokenizer(coffee_and_coins, tmp_path):
     skip_without_weights()
     store = RegionStore(str(tmp_path / 'store'), n_tokens=100, max_masks=20)
-    places = [ImagePlace(root, 'a.png') for root in coffee_and_coins] + [ImagePlace(coffee_and_coins[0], 'gone.png')]
+    places = [ImageLocation(root, 'a.png') for root in coffee_and_coins] + [
+        ImageLocation(coffee_and_coins[0], 'gone.png')
+    ]
     failed = store.prepare(places, workers=2, progress=False)
     assert [place.name for place in failed] == ['gone.png']
     for place in places[:2]:
@@ -274,4 +276,4 @@ def test_two_processes_prepare_a_folder_with_the_real_tokenizer(coffee_and_coins
 
 
 def test_data_sets_of_other_packages_give_the_path_alone(tmp_path):
-    assert place_of({'img_path': str(tmp_path / 'a.png')}) == ImagePlace(str(tmp_path), 'a.png')
+    assert image_location({'img_path': str(tmp_path / 'a.png')}) == ImageLocation(str(tmp_path), 'a.png')

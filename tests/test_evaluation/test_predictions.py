@@ -164,7 +164,7 @@ def test_bad_prediction_files_give_one_clear_line(scene, tmp_path, content, mess
 
 def test_an_empty_prediction_folder_is_refused(scene, tmp_path):
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(StoreError, match='holds no pseudo-masks'):
+    with pytest.raises(StoreError, match='contains no pseudo-masks'):
         load_predictions(tmp_path / 'empty', scene[1])
 
 

@@ -31,7 +31,7 @@ distributed = pytest.importorskip('distributed', reason='needs the extra "dask"'
 psutil = pytest.importorskip('psutil')
 scale = pytest.importorskip('unsam_mm.folders.dask')
 
-FAST = GeneratorSettings(long_side_px=112, growths=((0.2, 0.6),), lightness_levels=0)
+FAST = GeneratorSettings(long_side_px=112, merge_weights=((0.2, 0.6),), lightness_levels=0)
 N_IMAGES = 12
 PREPARED_S = 120  # a busy machine may need a minute to import torch in two processes
 

@@ -161,7 +161,7 @@ def test_polygons_of_an_image_without_a_size_say_what_is_missing(store, target, 
 
 @pytest.mark.parametrize('content', [[], {'images': [], 'annotations': []}])
 def test_predictions_of_no_image_at_all_are_refused(store, target, tmp_path, content):
-    with pytest.raises(StoreError, match='pred.json: holds no images'):
+    with pytest.raises(StoreError, match='pred.json: contains no images'):
         merge_predictions(store.root, target, write(tmp_path / 'pred.json', content))
 
 

@@ -24,7 +24,7 @@ from unsam_mm.folders.run import FolderJob, Quarantine
 from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
-FAST = GeneratorSettings(long_side_px=112, growths=((0.2, 0.6),), lightness_levels=0)
+FAST = GeneratorSettings(long_side_px=112, merge_weights=((0.2, 0.6),), lightness_levels=0)
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_folder_that_goes_away_while_the_names_are_listed_is_passed_over(store
 
 def test_merging_nothing_writes_nothing(store, tmp_path):
     store.root.mkdir()
-    with pytest.raises(StoreError, match='holds no pseudo-masks'):
+    with pytest.raises(StoreError, match='contains no pseudo-masks'):
         store.merge(tmp_path / 'all.json')
     assert not (tmp_path / 'all.json').exists()
 
@@ -427,8 +427,8 @@ def test_a_note_that_was_cut_short_says_what_to_do_and_can_be_cleared(store, mas
 
 def test_merging_never_takes_a_file_of_the_store_for_its_target(store):
     store.describe({'preset': 'default'})
-    assert store.holds(store.root / 'unsam.json')
-    assert not store.holds(store.root / 'pseudo.json')
+    assert store.contains(store.root / 'unsam.json')
+    assert not store.contains(store.root / 'pseudo.json')
 
 
 def test_a_link_to_masks_or_from_their_place_is_never_the_target_of_merging(store, masks, tmp_path):

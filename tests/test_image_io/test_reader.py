@@ -326,7 +326,7 @@ def test_several_images_in_a_file_are_refused(tmp_path):
         file.write(RGB, photometric='rgb', metadata=None)
         file.write(RGB[:, :50], photometric='rgb', metadata=None)
     for read in (read_image, read_pixels):
-        with pytest.raises(ImageError, match='a.tif: holds 2 images .*save each in a file of its own'):
+        with pytest.raises(ImageError, match='a.tif: contains 2 images .*save each in a file of its own'):
             read(tmp_path / 'a.tif')
 
 
@@ -497,7 +497,7 @@ def test_an_image_that_takes_too_much_memory_is_not_called_damaged(tmp_path, mon
 
     Image.fromarray(RGB).save(tmp_path / 'a.png')
     monkeypatch.setattr(picture_files.Picture, '_decode', read)
-    with pytest.raises(ImageError, match=r'a\.png: takes more memory than is free'):
+    with pytest.raises(ImageError, match=r'a\.png: needs more memory than is free'):
         read_pixels(tmp_path / 'a.png')
 
 

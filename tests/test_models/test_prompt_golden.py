@@ -297,7 +297,7 @@ def test_a_box_is_given_by_its_corners(model, embeddings, recorded):
 
 
 def test_no_prompts_is_one_clear_line(model):
-    with pytest.raises(UnSAMError, match='holds no prompts; set its `prompts` to InstanceData'):
+    with pytest.raises(UnSAMError, match='contains no prompts; set its `prompts` to InstanceData'):
         model.test_step(batch('full'))
 
 

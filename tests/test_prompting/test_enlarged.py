@@ -178,7 +178,7 @@ def test_contradictory_clicks_give_an_empty_mask_at_a_granularity(predictor):
 
 def test_larger_images_are_not_upsampled(predictor, patch):
     bare = RegionEngine.from_file(packaged_weights('unsam_s'))
-    wrapped = EnlargedEngine(bare, up_to_px=159)
+    wrapped = EnlargedEngine(bare, max_side_px=159)
     wrapped.set_image(np.repeat(patch[..., None], 3, axis=2))
     prompt = Prompt.checked(patch.shape, [COIN, GROUND], [1, 0])
     for granularity in (None, 0.5):

@@ -13,8 +13,8 @@ from unsam_mm.pseudo_masks.superpixels import ColourEdges, Superpixels, find_sup
 USUAL = (0.2, 0.6)
 
 
-def conquer(superpixels, features, growths):
-    return grow_trees(superpixels, SuperpixelMeans.from_features(superpixels, features), growths)
+def conquer(superpixels, features, merge_weights):
+    return grow_trees(superpixels, SuperpixelMeans.from_features(superpixels, features), merge_weights)
 
 
 @pytest.fixture(scope='module')
@@ -44,9 +44,9 @@ def test_each_object_is_a_node_and_both_rank_at_the_top(two_squares, growth):
 def test_each_growth_makes_a_tree_of_its_own_over_the_same_leaves(coffee):
     superpixels = find_superpixels(ColourEdges.from_image(coffee))
     grid = np.random.default_rng(0).standard_normal((15, 22, 8)).astype(np.float32)
-    growths = [USUAL, (0.2, 0.3), (2.0, 0.6), USUAL]
-    trees = conquer(superpixels, grid, growths)
-    parents = [tuple(conquer(superpixels, grid, [growth])[0].parent) for growth in growths]
+    merge_weights = [USUAL, (0.2, 0.3), (2.0, 0.6), USUAL]
+    trees = conquer(superpixels, grid, merge_weights)
+    parents = [tuple(conquer(superpixels, grid, [weights])[0].parent) for weights in merge_weights]
     assert [tuple(tree.parent) for tree in trees] == parents
     assert len(set(parents)) == 3
     assert {tree.n_leaves for tree in trees} == {len(superpixels)}

@@ -167,8 +167,8 @@ def test_an_object_that_comes_back_in_a_little_other_shape_is_held_back():
     """Discs of radius 15 and 16 in two trees, and nothing else; they share 0.88 of their pixels."""
     one, other = flat_tree(discs([(30, 30)], 15)), flat_tree(discs([(30, 30)], 16))
 
-    def scores(repetition: float) -> np.ndarray:
-        settings = RankingSettings(repetition=repetition, sharpness=3)
+    def scores(max_decay: float) -> np.ndarray:
+        settings = RankingSettings(max_decay=max_decay, iou_power=3)
         ranked = rank_regions([one, other], settings)
         (alternative,) = ranked.alternatives
         return np.array([ranked.score[node_at(ranked, 30, 30)], alternative.score[node_at(alternative, 30, 30)]])
@@ -188,7 +188,7 @@ def test_a_region_of_which_all_trees_have_a_like_beats_one_that_a_single_tree_fi
     trees = [flat_tree(both, image), flat_tree(discs([(30, 30)], 15.5), image)]
 
     def scores(cross_tree_consensus: float) -> tuple[float, float]:
-        ranked = rank_regions(trees, RankingSettings(cross_tree_consensus=cross_tree_consensus, repetition=0))
+        ranked = rank_regions(trees, RankingSettings(cross_tree_consensus=cross_tree_consensus, max_decay=0))
         return ranked.score[node_at(ranked, 30, 30)], ranked.score[node_at(ranked, 30, 89)]
 
     left, right = scores(cross_tree_consensus=0)
@@ -227,9 +227,9 @@ def test_all_trees_of_one_picture_stay_as_they_are(entry):
     [
         {'candidates': 0},
         {'candidates': np.inf},
-        {'repetition': -0.1},
-        {'repetition': 1.5},
-        {'sharpness': -1.0},
+        {'max_decay': -0.1},
+        {'max_decay': 1.5},
+        {'iou_power': -1.0},
         {'edge': np.nan},
         {'cross_tree_consensus': np.inf},
         {'roughness': -np.inf},

@@ -57,10 +57,12 @@ def test_the_outline_of_the_image_is_shared_among_the_regions(inputs):
     assert (inputs.border_share == 0).any()
 
 
-@pytest.mark.parametrize('growths', [((0.2, 0.6),), ((0.2, 0.6), (0.6, 0.4))])
-def test_any_number_of_trees_gives_as_many_distances(colour_tokenizer, coffee, growths):
+@pytest.mark.parametrize('merge_weights', [((0.2, 0.6),), ((0.2, 0.6), (0.6, 0.4))])
+def test_any_number_of_trees_gives_as_many_distances(colour_tokenizer, coffee, merge_weights):
     from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 
-    found = RegionInputs.from_tokens(colour_tokenizer(20, GeneratorSettings(growths=growths)).with_masks(coffee)[0])
-    assert found.n_trees == len(growths)
-    assert found.pairs.shape == (20, 20, len(growths) + 5)
+    found = RegionInputs.from_tokens(
+        colour_tokenizer(20, GeneratorSettings(merge_weights=merge_weights)).with_masks(coffee)[0]
+    )
+    assert found.n_trees == len(merge_weights)
+    assert found.pairs.shape == (20, 20, len(merge_weights) + 5)

@@ -89,7 +89,7 @@ def lost(tensors, name):
         (lambda t: None, {'n_tokens': '-4'}, 'n_tokens is -4, expected 1..4096'),
         (lambda t: None, {'n_tokens': 'many'}, 'invalid literal'),
         (lambda t: None, {'settings': '[]'}, 'parts do not belong together'),
-        (lambda t: None, {'settings': '{"growths": 3}'}, 'parts do not belong together'),
+        (lambda t: None, {'settings': '{"merge_weights": 3}'}, 'parts do not belong together'),
         (lambda t: None, {'notes': '[1]'}, 'the notes are no dictionary'),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_training_checkpoint_is_exported(net, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ({'state_dict': {'backbone.weight': torch.zeros(1)}}, 'holds no region model'),
+        ({'state_dict': {'backbone.weight': torch.zeros(1)}}, 'contains no region model'),
         ({'state_dict': {'net.pair.weight': torch.zeros(3, 27)}}, 'another version'),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_file_gives_back_what_was_saved_and_nothing_else_is_left(cup, tmp_path
 def test_a_file_without_masks_has_tokens_but_no_masks(cup, tmp_path):
     cup[0].save(tmp_path / 'cup.npz')
     assert len(RegionTokens.load(tmp_path / 'cup.npz')) == 80
-    with pytest.raises(StoreError, match='cup.npz: holds no mask_areas_px'):
+    with pytest.raises(StoreError, match='cup.npz: contains no mask_areas_px'):
         TokenMasks.load(tmp_path / 'cup.npz')
 
 
@@ -161,7 +161,7 @@ def _bytes_changed(path):
         (lambda path: path.write_bytes(b'PK junk'), 'not a .npz file; remove it and make it again'),
         (_one_array, 'not a .npz file; remove it and make it again'),
         (_folder, r'cannot be read \(Is a directory\)'),
-        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'holds no format'),
+        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'contains no format'),
         (lambda path: np.savez(path, **{**dict(np.load(path)), 'format': 99}), 'has format 99, expected 1'),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'labels': np.array([{}])}),

@@ -104,7 +104,7 @@ def _mim_home() -> Path:
 def _read_log(work_dir: Path) -> dict[str, Any]:
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     if not logs:
-        raise UnSAMError(f'{work_dir}: holds no training log; remove the folder and run again')
+        raise UnSAMError(f'{work_dir}: contains no training log; remove the folder and run again')
     rows = [json.loads(line) for line in logs[-1].read_text().splitlines()]
     losses = [(row['step'], row['loss']) for row in rows if 'loss' in row]
     recalls = [row[_RECALL] for row in rows if _RECALL in row]

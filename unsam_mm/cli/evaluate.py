@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from unsam_mm.cli import positive_int
 from unsam_mm.coco_files.ground_truth import load_ground_truth
-from unsam_mm.errors import UnSAMError, located
+from unsam_mm.errors import UnSAMError, error_context
 from unsam_mm.evaluation.average_recall import ENGINES, evaluate_masks, format_table
 from unsam_mm.evaluation.click_simulation import Predictor, evaluate_prompts
 from unsam_mm.evaluation.predictions import load_predictions
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise UnSAMError(f'--engine {options.engine} answers --prompts; for masks choose one of {", ".join(ENGINES)}')
     ground_truth = load_ground_truth(options.ground_truth)
     predictions = load_predictions(options.predictions, ground_truth, options.skip_unmatched)
-    with located(f'{options.predictions} against {options.ground_truth}', UnSAMError):
+    with error_context(f'{options.predictions} against {options.ground_truth}', UnSAMError):
         metrics = evaluate_masks(predictions, ground_truth, engine=options.engine or ENGINES[0])
     if options.json:
         write_json(options.json, metrics)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-from unsam_mm.errors import UnSAMError, explained, one_line
+from unsam_mm.errors import UnSAMError, describe_error, one_line
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -51,7 +51,7 @@ def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
                 sys.stdout.flush()
             except OSError:
                 _drop(sys.stdout)
-            return _fail(one_line(explained(error)))
+            return _fail(one_line(describe_error(error)))
         except KeyboardInterrupt:
             _say(f'interrupted; {how_to_go_on}')
             return _INTERRUPTED

@@ -10,7 +10,7 @@ from typing import Any
 
 from unsam_mm.coco_files.fields import check_listed, entry_id, image_size, listed_name, repeated_id
 from unsam_mm.coco_files.segmentations import PolygonFilter
-from unsam_mm.errors import StoreError, first_names, located
+from unsam_mm.errors import StoreError, error_context, first_names
 from unsam_mm.files import read_json
 
 
@@ -125,7 +125,7 @@ def read_image_entries(path: Path | str, entries: list[Any]) -> list[dict[str, A
             value = image.get(key)
             if value is not None and not isinstance(value, str):
                 raise StoreError(f'{path}: the "{key}" of image {index} is {value!r}; expected text')
-        with located(f'{path}: image {index}'):
+        with error_context(f'{path}: image {index}'):
             height, width = image_size(image)
         images[index] = {**image, 'height': height, 'width': width}
     if len({isinstance(image['id'], str) for image in images}) == 2:

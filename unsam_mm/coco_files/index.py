@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from unsam_mm.coco_files.fields import check_listed, duplicate_message, entry_id, image_size, listed_name
-from unsam_mm.errors import StoreError, located
+from unsam_mm.errors import StoreError, error_context
 from unsam_mm.files import GZIP, PACKED, explaining_json
 
 _CHUNK_BYTES = 1 << 20
@@ -246,7 +246,7 @@ class AnnotationIndex:
             raise StoreError(f'{self.path}: image {image["id"]} {self._nameless}')
         if (other := self.images[number]) is not None:
             raise StoreError(f'{self.path}: {duplicate_message(image["id"], other.name, name)}')
-        with located(f'{self.path}: {name}'):
+        with error_context(f'{self.path}: {name}'):
             self.images[number] = ListedImage(entry_id(image['id']), name, *image_size(image))
 
     def _add_annotation(self, entry: Entry) -> None:

@@ -14,10 +14,10 @@ from mmdet.registry import DATASETS
 from unsam_mm import sample_images
 from unsam_mm.coco_files.fields import is_crowd, listed_name, number_in, stated_box
 from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images
-from unsam_mm.errors import ImageError, StoreError, UnSAMError, located
+from unsam_mm.errors import ImageError, StoreError, UnSAMError, error_context
 from unsam_mm.images import IMAGE_SUFFIXES, walk_images
 from unsam_mm.masks.rle import rle_from_json, rle_to_json
-from unsam_mm.student.store import ImagePlace
+from unsam_mm.student.store import ImageLocation
 
 SPLITS = ('all', 'train', 'held_out')
 
@@ -64,7 +64,7 @@ class UnSAMImageFolder(BaseDetDataset):
             raise UnSAMError(f'split must be one of {SPLITS}, got {split!r}')
         if isinstance(data_root, list | tuple):
             raise UnSAMError(
-                f'data_root={list(data_root)}: UnSAMImageFolder takes one folder; give their parent folder, or link them into '
+                f'data_root={list(data_root)}: UnSAMImageFolder accepts one folder; give their parent folder, or link them into '
                 'one folder'
             )
         if not 0 < held_out_fraction < 1:
@@ -103,7 +103,7 @@ class UnSAMImageFolder(BaseDetDataset):
         for annotation in truth['annotations']:
             if annotation['image_id'] in images:
                 images[annotation['image_id']]['annotations'].append(annotation)
-        with located(self.ann_file):
+        with error_context(self.ann_file):
             ids = match_images(names, truth, skip_unmatched=True)
         absent = sorted(listed_name(images[image_id]) for image_id in images.keys() - set(ids.values()))
         if absent:
@@ -134,7 +134,7 @@ class UnSAMImageFolder(BaseDetDataset):
         }
         if image is not None:
             entry['img_id'] = image['id']
-            with located(f'{self.ann_file}, {name}'):
+            with error_context(f'{self.ann_file}, {name}'):
                 entry['instances'] = [as_instance(annotation) for annotation in image['annotations']]
         return entry
 
@@ -173,12 +173,12 @@ def name_hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()) >> 12
 
 
-def place_of(results: dict[str, Any]) -> ImagePlace:
+def image_location(results: dict[str, Any]) -> ImageLocation:
     """The location of the image of an entry; entries of other packages' datasets have ``img_path`` only."""
     if 'img_root' in results and 'img_name' in results:
-        return ImagePlace(results['img_root'], results['img_name'])
+        return ImageLocation(results['img_root'], results['img_name'])
     path = Path(results['img_path'])
-    return ImagePlace(str(path.parent), path.name)
+    return ImageLocation(str(path.parent), path.name)
 
 
 def image_name(entry: dict[str, Any], image_root: str = '') -> str:

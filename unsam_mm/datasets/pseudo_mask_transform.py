@@ -16,7 +16,7 @@ from mmengine.dataset import BaseDataset
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from unsam_mm.datasets.image_folder import image_name, place_of
+from unsam_mm.datasets.image_folder import image_location, image_name
 from unsam_mm.datasets.loading import check_not_transformed, check_size, set_masks
 from unsam_mm.datasets.messages import LogOnce, log_warning
 from unsam_mm.datasets.rle_masks import RleMasks
@@ -140,8 +140,8 @@ class UnSAMPseudoMasks(BaseTransform):
         """
         if self.precomputed:
             return self._read_precomputed(image_name(results, self.image_root), results)
-        place = place_of(results)
-        folder, name = self.folder(place.root), place.name
+        location = image_location(results)
+        folder, name = self.folder(location.root), location.name
         store = PseudoMaskStore(folder)
         masks = self._read_cached(store, name, results)
         if masks is None:
@@ -162,8 +162,8 @@ class UnSAMPseudoMasks(BaseTransform):
         """The folder of the masks of images below `root`, for the parameters of the generator."""
         root = Path(root).resolve()
         base = Path(self.store).expanduser() if self.store else cache_dir() / 'pseudo_masks'
-        place = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
-        return base / f'{root.name}-{place}' / self.signature
+        digest = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
+        return base / f'{root.name}-{digest}' / self.signature
 
     @cached_property
     def signature(self) -> str:

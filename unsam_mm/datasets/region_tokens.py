@@ -17,14 +17,14 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.structures import InstanceData
 from torch.utils.data import get_worker_info
 
-from unsam_mm.datasets.image_folder import UnSAMImageFolder, name_hash, place_of
+from unsam_mm.datasets.image_folder import UnSAMImageFolder, image_location, name_hash
 from unsam_mm.datasets.messages import LogOnce, log_warning
 from unsam_mm.datasets.rle_masks import RleMasks
 from unsam_mm.errors import ImageError, StoreError, TargetError, UnSAMError
 from unsam_mm.generator import preset_settings
 from unsam_mm.student.pairs import RegionInputs
 from unsam_mm.student.proposals import to_mask_set
-from unsam_mm.student.store import ImagePlace, RegionStore
+from unsam_mm.student.store import ImageLocation, RegionStore
 from unsam_mm.student.tokenizer import RegionTokenizer
 from unsam_mm.student.tokens import RegionTokens, TokenMasks
 
@@ -112,29 +112,29 @@ class UnSAMRegionFolders(BaseDetDataset):
         """
         for step in self.pipeline.transforms:
             if isinstance(step, UnSAMRegionTokens):
-                places = [place_of(self.get_data_info(i)) for i in range(len(self))]
-                mine = places[get_rank() :: get_world_size()]
+                locations = [image_location(self.get_data_info(i)) for i in range(len(self))]
+                mine = locations[get_rank() :: get_world_size()]
                 failed = step.store.prepare(mine, self.prepare_workers, progress=get_rank() == 0)
                 for reason in failed.values():
                     log_warning(f'image skipped: {reason}')
                 # All ranks need the failures of the others; this also waits until all tokens are computed.
                 self._leave_out(
-                    {place: why for part in all_gather_object(failed) for place, why in part.items()}, places
+                    {location: why for part in all_gather_object(failed) for location, why in part.items()}, locations
                 )
 
-    def _leave_out(self, failed: dict[ImagePlace, str], places: list[ImagePlace]) -> None:
+    def _leave_out(self, failed: dict[ImageLocation, str], locations: list[ImageLocation]) -> None:
         """Removes failed images in testing; in training another image is drawn in their place."""
         if not failed:
             return
         first = min(failed.values())
-        if len(failed) == len(places):
-            raise ImageError(f'none of {len(places)} images can be read; the first: {first}')
+        if len(failed) == len(locations):
+            raise ImageError(f'none of {len(locations)} images can be read; the first: {first}')
         if self.test_mode and self._folders[0].ann_file:
             raise ImageError(
-                f'{len(failed)} of {len(places)} images with annotations cannot be read; the first: {first}'
+                f'{len(failed)} of {len(locations)} images with annotations cannot be read; the first: {first}'
             )
         if self.test_mode:
-            self.get_subset_([i for i, place in enumerate(places) if place not in failed])
+            self.get_subset_([i for i, location in enumerate(locations) if location not in failed])
 
 
 @TRANSFORMS.register_module()
@@ -183,7 +183,7 @@ class UnSAMRegionTokens(BaseTransform):
             UnSAMError: If tokens must be computed with CUDA in a dataloader worker.
         """
         try:
-            tokens, masks = self.find(place_of(results))
+            tokens, masks = self.find(image_location(results))
         except (ImageError, TargetError) as error:  # affects this image only
             if not self.skip_broken:
                 raise
@@ -194,13 +194,13 @@ class UnSAMRegionTokens(BaseTransform):
         results['height'], results['width'] = tokens.size_hw
         return results
 
-    def find(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
+    def find(self, location: ImageLocation) -> tuple[RegionTokens, TokenMasks]:
         """The tokens and masks of an image from the store; computes them if they are missing or damaged."""
-        if self.store.path_of(place).is_file():
+        if self.store.path_of(location).is_file():
             try:
-                return self.store.read(place)
+                return self.store.read(location)
             except StoreError as error:
-                self._report(str(place.path), f'region tokens are computed again: {error}')
+                self._report(str(location.path), f'region tokens are computed again: {error}')
         if self._tokenizer is None:
             if self.store.device.startswith('cuda') and get_worker_info() is not None:
                 raise UnSAMError(
@@ -208,7 +208,7 @@ class UnSAMRegionTokens(BaseTransform):
                     'use CUDA; prepare the data set first (prepare_workers=None), or set num_workers=0'
                 )
             self._tokenizer = self.store.tokenizer()
-        return self.store.make(place, self._tokenizer)
+        return self.store.make(location, self._tokenizer)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.store}, skip_broken={self.skip_broken})'

@@ -19,7 +19,7 @@ from unsam_mm.coco_files.fields import image_size
 from unsam_mm.datasets.image_folder import as_instance, name_hash
 from unsam_mm.datasets.lazy import LazyDataset
 from unsam_mm.datasets.messages import log_warning
-from unsam_mm.errors import StoreError, UnSAMError, explained
+from unsam_mm.errors import StoreError, UnSAMError, describe_error
 from unsam_mm.files import atomic_writer, read_json
 from unsam_mm.folders.store import MANIFEST
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -291,7 +291,7 @@ class UnSAMSA1B(LazyDataset):
             entry = self.make_entry(name, image.get('image_id', name_hash(name)), image_size(image), instances)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f'{path}: not a label file ({explained(error)}); expected "image" with "file_name", '
+                f'{path}: not a label file ({describe_error(error)}); expected "image" with "file_name", '
                 '"height" and "width", and "annotations"; remove it or make it again'
             ) from error
         return entry | ({'pseudo_masks_root': self.pseudo_masks_root} if self.pseudo_masks_root else {})

@@ -15,7 +15,7 @@ from mmengine.model import BaseModule, is_model_wrapper
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from unsam_mm.datasets.messages import log_warning
-from unsam_mm.errors import UnSAMError, WeightsError, explained
+from unsam_mm.errors import UnSAMError, WeightsError, describe_error
 
 POINTER = 'last_checkpoint'
 """The file in which MMEngine records the path of the checkpoint that it wrote last."""
@@ -132,7 +132,7 @@ def _read(path: Path) -> Any:
             ) from error
         raise UnSAMError(f'{path}: cannot be read as a checkpoint; give a .pth file, or copy it again') from error
     except Exception as error:  # torch raises errors of many types for damaged files
-        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({explained(error)}); copy it again') from error
+        raise UnSAMError(f'{path}: cannot be read as a checkpoint ({describe_error(error)}); copy it again') from error
 
 
 def _weights_of(checkpoint: Any) -> dict[str, torch.Tensor]:

@@ -171,13 +171,13 @@ class Protocol:
         check_any_truth(n_truths[0])
         found = sum(match.found for match in matches)  # (A, K, T)
         precision = _average_precision(matches, int(n_truths[0]))
-        return self.named(
+        return self.by_name(
             [(found[0, k] / n_truths[0]).mean() for k in range(len(self.max_dets))],
             [(found[a, -1] / n).mean() if n else -1.0 for a, n in enumerate(n_truths)][1:],
             precision,
         )
 
-    def named(
+    def by_name(
         self, recalls: Iterable[float], recalls_by_area: Iterable[float], precision: np.ndarray
     ) -> dict[str, float]:
         """Figures by name.
@@ -242,7 +242,7 @@ def evaluate_masks(
         without = [str(image_id) for image_id, detections, _ in images if not detections.rles]
         check_any_truth(sum(int((~truths.is_crowd).sum()) for _, _, truths in images))
         figures = evaluate_with_toolbox(engine, [image[1:] for image in images], protocol.ranges, protocol.max_dets)
-        metrics = protocol.named(*figures)
+        metrics = protocol.by_name(*figures)
     if without:
         warnings.warn(
             f'{len(without)} of {len(ground_truth["images"])} ground-truth images have no prediction and count as '

@@ -16,7 +16,7 @@ from unsam_mm.coco_files.ground_truth import (
     with_ids,
     with_masks,
 )
-from unsam_mm.errors import StoreError, first_names, located
+from unsam_mm.errors import StoreError, error_context, first_names
 from unsam_mm.files import read_json
 from unsam_mm.folders.store import PseudoMaskStore
 
@@ -70,7 +70,7 @@ def load_predictions(
 def _load_folder(path: Path, ground_truth: Mapping[str, Any], skip_unmatched: bool) -> list[dict[str, Any]]:
     store = PseudoMaskStore(path)
     names = store.finished_names()
-    with located(path):
+    with error_context(path):
         image_ids = match_images(names, ground_truth, skip_unmatched)
     failed: dict[str, str] = {}
     records = [
@@ -99,7 +99,7 @@ def _match_annotations(
             'keep one entry for each name'
         )
     check_listed(path, (annotation['image_id'] for annotation in annotations), names)
-    with located(path):
+    with error_context(path):
         image_ids = match_images(names.values(), ground_truth, skip_unmatched)
     sizes = {image['id']: image_size(image) for image in ground_truth['images']}
     for image in images:  # sizes are compared here, since polygons do not contain the size of their image

@@ -14,7 +14,7 @@ import numpy as np
 from unsam_mm.coco_files.fields import image_size, is_crowd, listed_name, panoptic_segments, read_mask_picture
 from unsam_mm.coco_files.ground_truth import load_ground_truth, match_images, name_parts
 from unsam_mm.coco_files.segmentations import describe_record, read_rles
-from unsam_mm.errors import StoreError, UnSAMError, first_names, located
+from unsam_mm.errors import StoreError, UnSAMError, error_context, first_names
 from unsam_mm.evaluation.matching import group_by_image
 from unsam_mm.images import list_images, walk_images
 from unsam_mm.masks.rle import decode_rles
@@ -72,10 +72,10 @@ def coco_prompts(
     else:
         objects = []
         for record in truth['annotations']:
-            with located(f'{annotations}: {describe_record(record)}'):
+            with error_context(f'{annotations}: {describe_record(record)}'):
                 if not is_crowd(record):
                     objects.append(record)
-        with located(annotations):
+        with error_context(annotations):
             by_image = group_by_image(objects, entries, 'ground-truth annotation')
         groups = {
             image_id: partial(_draw_records, records, image_size(entries[image_id]), annotations)
@@ -135,7 +135,7 @@ def folder_prompts(
 def _draw_records(
     records: list[Mapping[str, Any]], size_hw: tuple[int | None, int | None], annotations: str | Path
 ) -> Iterator[Segment]:
-    with located(annotations):
+    with error_context(annotations):
         rles = read_rles(records, size_hw)
     for rle in rles:
         yield Segment(decode_rles([rle], tuple(rle['size']))[0])

@@ -28,6 +28,7 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.files import read_json, temporary_name
 from unsam_mm.folders.store import MANIFEST, PseudoMaskStore
 from unsam_mm.processes import threads_each
+from unsam_mm.pseudo_masks.setting_names import current_settings
 from unsam_mm.pseudo_masks.vit import check_device
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _MAX_IMAGES = 100  # in a task
 _TASKS_PER_THREAD = 2  # submitted at a time: one that runs and one that waits
 _TASK_RETRIES = 2  # of a task that raises an error, for example because a disk is unavailable for a moment
 _THREADS_UPDATE_S = 5.0
-_UNFIT_PAUSE_S = 1.0  # before an unusable worker returns a task
+_UNUSABLE_PAUSE_S = 1.0  # before an unusable worker returns a task
 _CONNECT_S = 30.0
 _SILENT = logging.CRITICAL + 1
 
@@ -252,7 +253,7 @@ class _WorkerPlugin(distributed.WorkerPlugin):
             problem = self._find_problem()
         if problem:
             results.clear()
-            time.sleep(_UNFIT_PAUSE_S)
+            time.sleep(_UNUSABLE_PAUSE_S)
         return _Outcome(self._address, results, time.perf_counter() - start_s, problem)
 
     def _load(self) -> Callable[[str], str | None]:
@@ -273,7 +274,7 @@ class _WorkerPlugin(distributed.WorkerPlugin):
             if not self._probe.exists():
                 if not manifest.exists():
                     return _NOT_VISIBLE.format(manifest)
-                expected = read_json(manifest)
+                expected = current_settings(read_json(manifest))
             own = job.description()
             if differing := ', '.join(key for key in own if expected.get(key) != own[key]):
                 return f'it has another {differing}; install the same versions and share one folder UNSAM_CACHE'
@@ -298,7 +299,7 @@ class _Run:
         self._running: dict[distributed.Future, list[str]] = {}
         self._finished = distributed.as_completed(loop=client.loop)
         self._suspects: list[str] = []  # images of tasks whose workers died
-        self._unfit: set[str] = set()  # addresses of unusable workers
+        self._unusable: set[str] = set()  # addresses of unusable workers
         self._images_done, self._busy_s = 0, 0.0
         self._threads_of: dict[str, int] = {}
         self._threads_updated_s = float('-inf')
@@ -381,14 +382,14 @@ class _Run:
         yield from outcome.results
 
     def _leave_out(self, worker: str, problem: str) -> None:
-        if worker not in self._unfit:
-            self._unfit.add(worker)
+        if worker not in self._unusable:
+            self._unusable.add(worker)
             _log.warning('worker %s is unusable: %s', worker, problem)
-            if self._unfit >= self._client.nthreads().keys():
+            if self._unusable >= self._client.nthreads().keys():
                 raise UnSAMError(_NONE_LEFT.format(problem))
 
     def _submit(self, batch: list[str]) -> None:
-        fit = [worker for worker in self._threads_of if worker not in self._unfit] if self._unfit else []
+        usable = [worker for worker in self._threads_of if worker not in self._unusable] if self._unusable else []
         future = self._client.submit(
             _do,
             self._name,
@@ -396,8 +397,8 @@ class _Run:
             key=f'pseudo-masks-{next(self._numbers):07}-{self._name}-{batch[0]}',  # the dashboard groups tasks by the words
             retries=_TASK_RETRIES,
             resources=_resources(self._job.device),
-            workers=fit or None,
-            allow_other_workers=bool(fit),  # since these may be lost, or restarted under other addresses
+            workers=usable or None,
+            allow_other_workers=bool(usable),  # since these may be lost, or restarted under other addresses
         )
         self._await(future, batch)
 

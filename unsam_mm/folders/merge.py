@@ -21,7 +21,7 @@ from unsam_mm.coco_files.ground_truth import match_images, name_parts
 from unsam_mm.coco_files.index import TOP_LEVEL, AnnotationIndex, ListedImage
 from unsam_mm.coco_files.segmentations import PolygonFilter, describe_record, read_rles
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError, UnSAMError, explained, located
+from unsam_mm.errors import StoreError, UnSAMError, describe_error, error_context
 from unsam_mm.files import check_result_file, read_json
 from unsam_mm.folders.store import MANIFEST, PseudoMaskStore
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -166,7 +166,7 @@ class Sa1bFolder(AnnotationSource):
             return name, image_size(image), [{**record, 'parent': -1} for record in kept]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f'{file}: not an SA-1B annotation file ({explained(error)}); expected "image" with '
+                f'{file}: not an SA-1B annotation file ({describe_error(error)}); expected "image" with '
                 '"file_name" and a list of "annotations"; remove it from the folder'
             ) from error
 
@@ -189,20 +189,20 @@ class PredictedFolder(AnnotationSource):
 def _match(names: list[str], labelled: Iterable[str], path: Path) -> dict[str, int]:
     images = [{'file_name': name, 'id': number} for number, name in enumerate(labelled)]
     if not images:
-        raise StoreError(f'{path}: holds no images; use labels of the same data set')
+        raise StoreError(f'{path}: contains no images; use labels of the same data set')
     ends = {name_parts(image['file_name'])[-1:] for image in images}
     if not any(name_parts(name)[-1:] in ends for name in names):
         raise StoreError(
             f'{path}: none of its {len(images)} images ({images[0]["file_name"]}, ...) has pseudo-masks ({names[0]}, ...); '
             'images are matched by file name: use labels of the same data set'
         )
-    with located(path):
+    with error_context(path):
         return match_images(names, {'images': images}, skip_unmatched=True)
 
 
 def _score_of(record: Mapping[str, Any], path: Path) -> float:
     for key in ('score', 'predicted_iou'):
-        with located(f'{path}: {describe_record(record)}'):
+        with error_context(f'{path}: {describe_record(record)}'):
             score = number_in(record, key)
         if math.isfinite(score):
             return score
@@ -397,7 +397,7 @@ def _read_labels(
         raise StoreError(f'{where}: is in the panoptic format, whose masks are PNG files; expected instances')
     if not all('segmentation' in record for record in records):
         raise StoreError(f'{where}: an annotation has no "segmentation"; expected RLE or polygons')
-    with located(where):
+    with error_context(where):
         rles = read_rles(records, expected_hw or size_hw)
         areas, boxes = areas_and_boxes(rles)
         boxes[:, 2:] -= boxes[:, :2]

@@ -18,7 +18,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import image_size
 from unsam_mm.coco_files.writer import coco_writer
-from unsam_mm.errors import StoreError, TargetError, UnSAMError, explained, located
+from unsam_mm.errors import StoreError, TargetError, UnSAMError, describe_error, error_context
 from unsam_mm.files import fitting_name, is_fitted, lies_below, read_json, write_json
 from unsam_mm.fingerprints import is_current
 from unsam_mm.images import IMAGE_SUFFIXES
@@ -71,7 +71,7 @@ class PseudoMaskStore:
             return True
         return head is not None and is_complete
 
-    def holds(self, path: str | Path) -> bool:
+    def contains(self, path: str | Path) -> bool:
         """True if a file belongs to the store: the masks of an image, or the metadata.
 
         Raises:
@@ -87,7 +87,7 @@ class PseudoMaskStore:
         Raises:
             StoreError: If it would, or the file cannot be read.
         """
-        if self.holds(target):
+        if self.contains(target):
             raise StoreError(f'{target}: is one of the files that are read; choose another file for the result')
 
     def is_current(self, name: str, image: Path) -> bool:
@@ -156,7 +156,7 @@ class PseudoMaskStore:
         names = self.names()
         if not names:
             raise StoreError(
-                f'{self.root}: holds no pseudo-masks; run "python -m unsam_mm generate IMAGES {self.root}" first'
+                f'{self.root}: contains no pseudo-masks; run "python -m unsam_mm generate IMAGES {self.root}" first'
             )
         return names
 
@@ -183,7 +183,7 @@ class PseudoMaskStore:
             )
         if stamp is not None:
             image[_STAMP] = stamp
-        with located(f'{path}: cannot be written'):
+        with error_context(f'{path}: cannot be written'):
             checked = MaskSet.from_rles(masks.rles, masks.scores, (height, width), masks.parents)
         # SA-1B's keys; `predicted_iou` is the score, and `granularity` and `parent` are added.
         annotations = [
@@ -261,7 +261,8 @@ class PseudoMaskStore:
         )
         if differing:
             raise StoreError(
-                f'{self.root}: holds masks made with another {", ".join(differing)}; choose another folder or --overwrite'
+                f'{self.root}: contains masks made with another {", ".join(differing)}; choose another folder or '
+                '--overwrite'
             )
 
     @property
@@ -432,7 +433,7 @@ def _mask_set(content: Any, path: Path) -> MaskSet:
         _check_areas_and_boxes(annotations, masks)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise StoreError(
-            f'{path}: not a pseudo-mask file ({explained(error)}); remove it and generate it again'
+            f'{path}: not a pseudo-mask file ({describe_error(error)}); remove it and generate it again'
         ) from error
     return masks
 

@@ -62,7 +62,7 @@ def explaining(path: Path) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ImageError(
-            f'{path}: takes more memory than is free; close other programs, or make the image smaller'
+            f'{path}: needs more memory than is free; close other programs, or make the image smaller'
         ) from error
     except PermissionError as error:
         raise ImageError(f'{path}: cannot be opened ({error.strerror}); check its permissions') from error

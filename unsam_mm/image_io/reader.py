@@ -104,7 +104,7 @@ def check_size(shape_hw: tuple[int, ...], name: str, max_pixels: int | None) -> 
     if max_pixels is not None and height * width > max_pixels:
         raise ImageError(
             f'{name}: {width} x {height} px are more than the limit of {max_pixels / 1e6:.0f} million; '
-            'cut the image into tiles, make it smaller, or take UnSAMPredictor(tile_px=1024) on a zarr array, see '
+            'cut the image into tiles, make it smaller, or use UnSAMPredictor(tile_px=1024) on a zarr array, see '
             'docs/large_images.md'
         )
 

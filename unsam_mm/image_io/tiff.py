@@ -184,7 +184,7 @@ def _open_series(path: Path) -> tuple[ExitStack, TiffFile, TiffPageSeries]:
             except Exception:
                 if flags:
                     raise
-    raise ImageError(f'{path}: holds no image; copy it again')
+    raise ImageError(f'{path}: contains no image; copy it again')
 
 
 def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
@@ -197,7 +197,8 @@ def _main_series(file: TiffFile, path: Path) -> TiffPageSeries:
     if others:
         shapes = ', '.join(str(image.shape) for image in (main, *others[:3]))
         raise ImageError(
-            f'{path}: holds {len(others) + 1} images (of shapes {shapes}), expected one; save each in a file of its own'
+            f'{path}: contains {len(others) + 1} images (of shapes {shapes}), expected one; save each in a file of '
+            'its own'
         )
     return main
 

@@ -338,8 +338,8 @@ class MaskHierarchy:
         Raises:
             UnSAMError: If `max_masks` is not a whole number above 0.
         """
-        source, nodes = self.best_nodes(max_masks, min_area_px)
-        return self.to_mask_set(nodes, source)
+        tree_index, nodes = self.best_nodes(max_masks, min_area_px)
+        return self.to_mask_set(nodes, tree_index)
 
     def best_nodes(self, max_masks: int = 1000, min_area_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The nodes that `select` returns: (K,) indices of their trees in `trees`, and (K,) node numbers.
@@ -352,19 +352,19 @@ class MaskHierarchy:
         if max_masks < 1 or int(max_masks) != max_masks:
             raise UnSAMError(f'max_masks must be a whole number of at least 1, got {max_masks}')
         candidates = [np.flatnonzero((tree.area >= min_area_px) & (tree.score > 0)) for tree in self.trees]
-        source = np.repeat(np.arange(len(self.trees)), [len(nodes) for nodes in candidates])
+        tree_index = np.repeat(np.arange(len(self.trees)), [len(nodes) for nodes in candidates])
         nodes = np.concatenate(candidates)
-        best = np.argsort(-self.gather('score', source, nodes), kind='stable')
-        _, firsts = np.unique(self.gather('hashes', source, nodes)[best], return_index=True)
+        best = np.argsort(-self.gather('score', tree_index, nodes), kind='stable')
+        _, firsts = np.unique(self.gather('hashes', tree_index, nodes)[best], return_index=True)
         best = best[np.sort(firsts)[: int(max_masks)]]
-        return source[best], nodes[best]
+        return tree_index[best], nodes[best]
 
-    def gather(self, name: str, source: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    def gather(self, name: str, tree_index: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         """The values of nodes of several trees.
 
         Args:
             name: Name of an attribute with a value for each node, such as 'score'.
-            source: (K,) index of the tree of each node in `trees`, as from `best_nodes`.
+            tree_index: (K,) index of the tree of each node in `trees`, as from `best_nodes`.
             nodes: (K,) node numbers.
 
         Returns:
@@ -372,33 +372,33 @@ class MaskHierarchy:
         """
         values = [getattr(tree, name) for tree in self.trees]
         starts = np.cumsum([0, *(len(tree) for tree in self.trees[:-1])])
-        return np.concatenate(values)[starts[source] + nodes]
+        return np.concatenate(values)[starts[tree_index] + nodes]
 
     def rle(self, node: int) -> Rle:
         """The mask of one node as COCO's compressed RLE."""
         return self._runs.encode(self.first_leaf[node], self.end_leaf[node])
 
-    def to_mask_set(self, nodes: np.ndarray, source: np.ndarray | None = None) -> MaskSet:
+    def to_mask_set(self, nodes: np.ndarray, tree_index: np.ndarray | None = None) -> MaskSet:
         """The given nodes as a mask set, in the given order.
 
         Args:
             nodes: (K,) node numbers.
-            source: (K,) index of the tree of each node in `trees`, as from `best_nodes`; by default this tree.
+            tree_index: (K,) index of the tree of each node in `trees`, as from `best_nodes`; by default this tree.
         """
         nodes = np.asarray(nodes, np.int64)
-        source = np.zeros(len(nodes), np.int64) if source is None else np.asarray(source, np.int64)
-        areas = self.gather('area', source, nodes)
-        order = np.argsort(source, kind='stable')
+        tree_index = np.zeros(len(nodes), np.int64) if tree_index is None else np.asarray(tree_index, np.int64)
+        areas = self.gather('area', tree_index, nodes)
+        order = np.argsort(tree_index, kind='stable')
         shared = np.empty((len(nodes), len(nodes)))
         shared[np.ix_(order, order)] = intersections(
-            self.trees, [nodes[source == number] for number in range(len(self.trees))]
+            self.trees, [nodes[tree_index == number] for number in range(len(self.trees))]
         )
         return MaskSet(
-            rles=[self.trees[number].rle(node) for number, node in zip(source, nodes, strict=True)],
-            scores=self.gather('score', source, nodes),
+            rles=[self.trees[number].rle(node) for number, node in zip(tree_index, nodes, strict=True)],
+            scores=self.gather('score', tree_index, nodes),
             parents=parents_by_containment(shared == areas[:, None], areas),
             areas=areas,
-            boxes_xyxy=self.gather('boxes_xyxy', source, nodes),
+            boxes_xyxy=self.gather('boxes_xyxy', tree_index, nodes),
             size_hw=self.size_hw,
         )
 
@@ -423,7 +423,9 @@ def intersections(trees: Sequence[MaskHierarchy], nodes: Sequence[np.ndarray]) -
     return shared
 
 
-def crossing_pixels(tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray) -> np.ndarray:
+def intersections_between(
+    tree: MaskHierarchy, nodes: np.ndarray, other: MaskHierarchy, others: np.ndarray
+) -> np.ndarray:
     """(K, K') float64 intersections, in pixels, of nodes of one tree with nodes of another tree of the same image."""
     return _shared_across(_Subtree(tree, nodes), _Subtree(other, others))
 

@@ -49,20 +49,20 @@ def parents_by_containment(inside: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def soft_nms(scores, ious, repetition, sharpness, max_iou=np.inf, least_iou=0.0, max_kept=-1):
+def soft_nms(scores, ious, max_decay, iou_power, max_iou=np.inf, min_iou=0.0, max_kept=-1):
     """Soft non-maximum suppression.
 
     The remaining mask with the highest score is selected, and each other mask loses the fraction
-    ``repetition * iou**sharpness`` of its score. This is repeated until `max_kept` masks are
-    selected or no score is positive.
+    ``max_decay * iou**iou_power`` of its score. This is repeated until `max_kept` masks are selected or no score is
+    positive.
 
     Args:
         scores: (N,) float64; masks whose score is not positive are left out.
         ious: (N, N) IoUs of the masks.
-        repetition: Fraction of its score that a mask loses at an IoU of 1.
-        sharpness: Power of the IoU.
+        max_decay: Fraction of its score that a mask loses at an IoU of 1.
+        iou_power: Power of the IoU.
         max_iou: Masks with a larger IoU with a selected mask are removed.
-        least_iou: IoUs up to this value have no effect.
+        min_iou: IoUs up to this value have no effect.
         max_kept: Maximum number of selected masks; no limit if negative.
 
     Returns:
@@ -79,6 +79,6 @@ def soft_nms(scores, ious, repetition, sharpness, max_iou=np.inf, least_iou=0.0,
         left[best] = 0
         for other in range(len(left)):
             iou = ious[best, other]
-            if left[other] > 0 and iou > least_iou:
-                left[other] = 0.0 if iou > max_iou else left[other] * (1 - repetition * iou**sharpness)
+            if left[other] > 0 and iou > min_iou:
+                left[other] = 0.0 if iou > max_iou else left[other] * (1 - max_decay * iou**iou_power)
     return kept, values

@@ -24,7 +24,7 @@ Rle = dict[str, Any]
 """``{'size': [height, width], 'counts': bytes}``, COCO's compressed form."""
 
 _ZERO, _MORE, _SIGN = 48, 32, 16  # character code of the digit 0, continuation bit, sign bit
-_SOUND, _LOOSE, _NO_TEXT, _TOO_FAR, _WRONG_RUNS = range(5)  # results of `_check_text`
+_CANONICAL, _NON_CANONICAL, _MALFORMED, _OUT_OF_RANGE, _WRONG_RUNS = range(5)  # results of `_check_text`
 
 
 class LabelRuns:
@@ -207,7 +207,7 @@ def rles_from_json(rles: Sequence[Any], size_hw: Sequence[int] | None = None) ->
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     results = _check_texts(np.frombuffer(b''.join(texts), np.uint8), ends, n_pixels)
     for index in np.flatnonzero(results).tolist():
-        if results[index] != _LOOSE:
+        if results[index] != _NON_CANONICAL:
             raise RleError(index, _reason(results[index], texts[index], sizes[index]))
         edges = run_edges(checked[index])
         checked[index] = encode_runs(edges, sizes[index])
@@ -289,12 +289,12 @@ def _wrong_total(total: int, height: int, width: int) -> str:
 
 
 def _reason(result: int, text: bytes, size: tuple[int, int]) -> str:
-    if result == _NO_TEXT:
+    if result == _MALFORMED:
         return f'counts are not COCO run lengths: {text[:20]!r}; the file is damaged; make it again'
     runs = _run_lengths(np.frombuffer(text, np.uint8))
     if runs.min() < 0:
         return f'the RLE has a run of {runs.min()} px; the file is damaged; make it again'
-    if result == _TOO_FAR:
+    if result == _OUT_OF_RANGE:
         return 'two runs of the RLE differ by more pixels than pycocotools supports; split the image into tiles'
     return _wrong_total(runs.sum(), *size)
 
@@ -365,35 +365,35 @@ def _check_texts(codes, ends, n_pixels):
 
 @numba.njit(nogil=True, cache=True)
 def _check_text(codes, n_pixels):
-    """Checks one text. Returns `_SOUND`, `_LOOSE` if it is valid but not as pycocotools writes it, or an error."""
-    result, too_far = _SOUND, False
+    """Checks one text. Returns `_CANONICAL`, `_NON_CANONICAL` if pycocotools writes it differently, or an error."""
+    result, out_of_range = _CANONICAL, False
     n_digits, before = 0, 0
     for code in codes:
         digit = np.int64(code) - _ZERO
         if digit < 0 or digit >= 2 * _MORE or n_digits == 7:
-            return _NO_TEXT
+            return _MALFORMED
         n_digits += 1
         if digit & _MORE:
             before = digit
             continue
         # pycocotools extends signs of at most 32 bits.
-        too_far |= n_digits == 7 and digit & _SIGN > 0
+        out_of_range |= n_digits == 7 and digit & _SIGN > 0
         if n_digits > 1 and ((digit == 0 and not before & _SIGN) or (digit == 31 and before & _SIGN)):
-            result = _LOOSE  # a redundant digit
+            result = _NON_CANONICAL  # a redundant digit
         n_digits = 0
     if n_digits > 0 or len(codes) == 0:
-        return _NO_TEXT
+        return _MALFORMED
     lengths = _run_lengths(codes)
     left = n_pixels
     for run in range(len(lengths)):
         if lengths[run] < 0 or lengths[run] > left:
             return _WRONG_RUNS
         if lengths[run] == 0 and run > 0:
-            result = _LOOSE  # pycocotools computes wrong boxes and overlaps for runs of length 0
+            result = _NON_CANONICAL  # pycocotools computes wrong boxes and overlaps for runs of length 0
         left -= lengths[run]
     if left:
         return _WRONG_RUNS
-    return _TOO_FAR if too_far else result
+    return _OUT_OF_RANGE if out_of_range else result
 
 
 @numba.njit(nogil=True, cache=True)

@@ -14,7 +14,7 @@ from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import Rle, decode_crop, decode_rles, encode_crop, rle_to_json, run_edges
 from unsam_mm.next_click import deepest_pixel
 from unsam_mm.prompting.engine import Engine
-from unsam_mm.prompting.enlarged import merge_equal
+from unsam_mm.prompting.enlarged import remove_equal
 from unsam_mm.prompting.planes import LazyArray
 from unsam_mm.prompting.predictor import UnSAMPredictor
 
@@ -142,7 +142,7 @@ class UnSAMAutomaticMaskGenerator:
                 _cleaned(rle, box, self._min_area_px) for rle, box in zip(masks.rles, masks.boxes_xyxy, strict=True)
             ]
             masks = MaskSet.from_rles(rles, masks.scores, masks.size_hw, masks.parents)
-            masks, stability = merge_equal(masks, stability)
+            masks, stability = remove_equal(masks, stability)
         kept = (masks.scores >= self._min_score) & (stability >= self._min_stability)
         masks, stability = masks[kept], stability[kept]
         height, width = masks.size_hw

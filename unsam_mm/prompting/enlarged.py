@@ -24,15 +24,15 @@ class EnlargedEngine(WrappedEngine):
 
     Args:
         engine: The wrapped engine; its image is replaced.
-        up_to_px: Images whose longer side is larger are passed on unchanged.
+        max_side_px: Images whose longer side is larger are passed on unchanged.
     """
 
-    def __init__(self, engine: Engine, up_to_px: int = 400) -> None:
+    def __init__(self, engine: Engine, max_side_px: int = 400) -> None:
         super().__init__(engine)
-        self._up_to_px, self._factor = up_to_px, 1
+        self._max_side_px, self._factor = max_side_px, 1
 
     def __copy__(self) -> EnlargedEngine:
-        copied = EnlargedEngine(copy.copy(self._engine), self._up_to_px)
+        copied = EnlargedEngine(copy.copy(self._engine), self._max_side_px)
         copied._factor = self._factor
         return copied
 
@@ -40,7 +40,7 @@ class EnlargedEngine(WrappedEngine):
     def signature(self) -> str | None:
         """The signature of the wrapped engine with the upsampling parameters; None if it has none."""
         signature = self._engine.signature
-        return None if signature is None else f'{signature} x{_FACTOR} up to {self._up_to_px} px'
+        return None if signature is None else f'{signature} x{_FACTOR} up to {self._max_side_px} px'
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
@@ -54,7 +54,7 @@ class EnlargedEngine(WrappedEngine):
         return self._engine.hierarchy if self._factor == 1 else None
 
     def set_image(self, rgb: np.ndarray) -> None:
-        factor = _FACTOR if max(rgb.shape[:2]) <= self._up_to_px else 1
+        factor = _FACTOR if max(rgb.shape[:2]) <= self._max_side_px else 1
         self._engine.set_image(rgb if factor == 1 else enlarged(rgb))
         self._factor = factor
 
@@ -90,7 +90,7 @@ class EnlargedEngine(WrappedEngine):
         rles = [
             encode_bitmaps(_block_counts(decode_rles([rle], large.size_hw)) >= _HALF)[0] for rle in large.rles
         ]  # one by one, to save memory
-        masks, stability = merge_equal(MaskSet.from_rles(rles, large.scores, self.size_hw, large.parents), stability)
+        masks, stability = remove_equal(MaskSet.from_rles(rles, large.scores, self.size_hw, large.parents), stability)
         kept = masks.areas >= max(min_area_px, 1)
         return masks[kept], stability[kept]
 
@@ -165,7 +165,7 @@ def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
     return mask.reshape(rank.shape)
 
 
-def merge_equal(masks: MaskSet, stability: np.ndarray) -> tuple[MaskSet, np.ndarray]:
+def remove_equal(masks: MaskSet, stability: np.ndarray) -> tuple[MaskSet, np.ndarray]:
     """Removes masks that are equal to an earlier mask.
 
     Args:

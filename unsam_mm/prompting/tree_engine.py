@@ -79,8 +79,9 @@ class TreeEngine(Engine):
 
         `points_per_side` and `max_iou` have no effect: there is no grid of points, and the scores include soft NMS.
         """
-        source, nodes = self.hierarchy.best_nodes(max_masks, min_area_px)
-        return self.hierarchy.to_mask_set(nodes, source), self.hierarchy.gather('relative_persistence', source, nodes)
+        tree_index, nodes = self.hierarchy.best_nodes(max_masks, min_area_px)
+        stability = self.hierarchy.gather('relative_persistence', tree_index, nodes)
+        return self.hierarchy.to_mask_set(nodes, tree_index), stability
 
     def embedding(self) -> dict[str, np.ndarray]:
         """The arrays of the tree and its alternatives."""

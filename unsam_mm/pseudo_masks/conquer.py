@@ -38,7 +38,7 @@ class SuperpixelMeans:
 
 
 def grow_trees(
-    superpixels: Superpixels, means: SuperpixelMeans, growths: Sequence[tuple[float, float]]
+    superpixels: Superpixels, means: SuperpixelMeans, merge_weights: Sequence[tuple[float, float]]
 ) -> list[MaskHierarchy]:
     """Builds one tree for each pair of weights by merging adjacent regions until one is left.
 
@@ -49,8 +49,8 @@ def grow_trees(
     Args:
         superpixels: The leaves of the trees.
         means: Features and colours of these superpixels.
-        growths: For each tree the weight of the colour relative to the patch features, and the weight in [0, 1) of the
-            edge strength between two regions relative to their descriptors.
+        merge_weights: For each tree the weight of the colour relative to the patch features, and the weight in [0, 1)
+            of the edge strength between two regions relative to their descriptors.
 
     Returns:
         One tree for each pair of weights; scores are the persistence, see `MaskHierarchy.from_merges`.
@@ -70,7 +70,7 @@ def grow_trees(
         height = np.concatenate([np.zeros(len(superpixels), np.float32), np.maximum(1.0 - similarity, 0)])
         return MaskHierarchy.from_merges(superpixels.partition, parent, height)
 
-    return threads.run_parallel([partial(grow, *weights) for weights in growths])
+    return threads.run_parallel([partial(grow, *weights) for weights in merge_weights])
 
 
 def _superpixel_means(superpixels: Superpixels, features: np.ndarray) -> np.ndarray:

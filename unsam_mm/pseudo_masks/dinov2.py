@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
-from unsam_mm.errors import WeightsError, explained
+from unsam_mm.errors import WeightsError, describe_error
 
 _MLP_RATIO = 4
 _CONFIG_KEYS = {
@@ -53,7 +53,9 @@ def load_dinov2(folder: Path) -> Dinov2:
         state.pop(_NOT_READ, None)
         model.load_state_dict(state, assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise WeightsError(f'{folder}: damaged ({explained(error)}); remove the folder and fetch it again') from error
+        raise WeightsError(
+            f'{folder}: damaged ({describe_error(error)}); remove the folder and fetch it again'
+        ) from error
     return model.float().eval().requires_grad_(False)
 
 

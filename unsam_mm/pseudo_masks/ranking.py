@@ -21,7 +21,7 @@ from unsam_mm.masks.tree import sum_over_descendants
 from unsam_mm.pseudo_masks.superpixels import Superpixels
 
 _MIN_EDGE = 0.02  # lower bound of the edge strength, relative to its mean in the image
-_RANGES = {'candidates': (1, np.inf), 'repetition': (0, 1), 'sharpness': (0, np.inf)}  # powers of cues: any number
+_RANGES = {'candidates': (1, np.inf), 'max_decay': (0, 1), 'iou_power': (0, np.inf)}  # powers of cues: any number
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class RankingSettings:
         cross_tree_consensus: Power of the cross-tree consensus: the mean, over the trees, of the best IoU of a region
             with a candidate of that tree. Exact duplicates are not candidates.
         candidates: Number of regions with the highest quality that are compared by consensus and soft NMS.
-        repetition: Fraction of its score that a region loses to a better region with an IoU of 1, in [0, 1].
-        sharpness: Power of the IoU in that fraction; a high power affects near-duplicates only.
+        max_decay: Fraction of its score that a region loses to a better region with an IoU of 1, in [0, 1].
+        iou_power: Power of the IoU in that fraction; a high power affects near-duplicates only.
     """
 
     edge: float = 0.75
@@ -87,16 +87,16 @@ class RankingSettings:
     persistence: float = 0.2
     cross_tree_consensus: float = 0.75
     candidates: int = 2000
-    repetition: float = 0.5
-    sharpness: float = 6.0
+    max_decay: float = 0.5
+    iou_power: float = 6.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             low, high = _RANGES.get(name, (-np.inf, np.inf))
             if not (low <= value <= high and np.isfinite(value)):
                 raise UnSAMError(
-                    f'{name}={value} is out of range; candidates must be at least 1, repetition must be in [0, 1], '
-                    'sharpness must not be negative, and all must be finite'
+                    f'{name}={value} is out of range; candidates must be at least 1, max_decay must be in [0, 1], '
+                    'iou_power must not be negative, and all must be finite'
                 )
 
 
@@ -115,23 +115,23 @@ def rank_regions(unranked: Sequence[UnrankedTree], settings: RankingSettings) ->
     quality = _without_duplicates(np.concatenate(qualities), np.concatenate([tree.hashes for tree in trees]))
     n_candidates = min(settings.candidates, int((quality > 0).sum()))
     candidates = np.sort(np.argsort(-quality, kind='stable')[:n_candidates])
-    source = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
+    tree_index = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
     starts = np.cumsum([0, *(len(tree) for tree in trees[:-1])])
-    nodes = [candidates[source[candidates] == number] - start for number, start in enumerate(starts)]
+    nodes = [candidates[tree_index[candidates] == number] - start for number, start in enumerate(starts)]
     overlap = ious(trees, nodes)
-    consensus = _cross_tree_consensus(overlap, source[candidates])
-    # With the default sharpness the effect of IoUs up to one half is negligible.
+    consensus = _cross_tree_consensus(overlap, tree_index[candidates])
+    # With the default `iou_power` the effect of IoUs up to one half is negligible.
     kept, score_when_kept = soft_nms(
         quality[candidates] * consensus**settings.cross_tree_consensus,
         overlap,
-        settings.repetition,
-        settings.sharpness,
-        least_iou=0.5,
+        settings.max_decay,
+        settings.iou_power,
+        min_iou=0.5,
     )
     best, lowest = (score_when_kept[0], score_when_kept.min()) if len(kept) else (1.0, 1.0)
     # The other regions come after the candidates; within each tree they are in the order of their quality.
     peaks = np.array([part.max() for part in np.split(quality, starts[1:])])
-    score = quality * (0.99 * lowest / np.maximum(peaks, 1e-300))[source]
+    score = quality * (0.99 * lowest / np.maximum(peaks, 1e-300))[tree_index]
     score[candidates] = 0
     score[candidates[kept]] = score_when_kept
     scores = np.split((score / best).astype(np.float32), starts[1:])
@@ -203,12 +203,12 @@ def _without_duplicates(quality: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     return distinct
 
 
-def _cross_tree_consensus(overlap: np.ndarray, source: np.ndarray) -> np.ndarray:
+def _cross_tree_consensus(overlap: np.ndarray, tree_index: np.ndarray) -> np.ndarray:
     """(K,) in (0, 1]: mean, over the trees, of the best IoU of a region with a candidate of that tree.
 
     The IoU in its own tree is 1. Exact duplicates are not candidates, so in other trees only similar regions count.
     Regions much larger than a superpixel have similar regions in every tree; regions of two or three superpixels
     usually have none.
     """
-    best = [overlap[:, source == tree].max(axis=1) for tree in np.unique(source)]
+    best = [overlap[:, tree_index == tree].max(axis=1) for tree in np.unique(tree_index)]
     return np.maximum(np.mean(best, axis=0), 1e-3) if best else np.ones(0)

@@ -31,7 +31,7 @@ class GeneratorSettings:
         long_side_px: Longer side to which the image is resized for the ViT.
         superpixel_spacing_px: Distance between the seeds of the superpixels.
         max_superpixels: Maximum number of seeds; the spacing is increased on images that would have more.
-        growths: For each region tree the weights of colour and of borders, see
+        merge_weights: For each region tree the weights of colour and of borders, see
             `unsam_mm.pseudo_masks.conquer.grow_trees`. The first tree is the main one; the others add masks that
             partially overlap its regions or differ slightly from them.
         lightness_levels: Number of levels of the max-tree and the min-tree of the lightness; 0 for no such trees.
@@ -43,7 +43,7 @@ class GeneratorSettings:
     long_side_px: int = 518
     superpixel_spacing_px: float = 8.0
     max_superpixels: int = 20_000
-    growths: tuple[tuple[float, float], ...] = ((0.2, 0.6), (0.2, 0.3), (0.6, 0.7), (0.6, 0.4))
+    merge_weights: tuple[tuple[float, float], ...] = ((0.2, 0.6), (0.2, 0.3), (0.6, 0.7), (0.6, 0.4))
     lightness_levels: int = 32
     ranking: RankingSettings = field(default_factory=RankingSettings)
 
@@ -57,12 +57,12 @@ class GeneratorSettings:
                 f'{wrong[0]}={getattr(self, wrong[0])} is out of range; it must be positive and finite '
                 '(lightness_levels may be 0)'
             )
-        if not len(self.growths) or not all(
-            len(growth) == 2 and 0 <= growth[0] < float('inf') and 0 <= growth[1] < 1 for growth in self.growths
+        if not len(self.merge_weights) or not all(
+            len(pair) == 2 and 0 <= pair[0] < float('inf') and 0 <= pair[1] < 1 for pair in self.merge_weights
         ):
             raise UnSAMError(
-                f'growths={self.growths} is out of range; it must contain at least one pair of a colour weight, finite and '
-                'not negative, and a border weight in [0, 1)'
+                f'merge_weights={self.merge_weights} is out of range; it must contain at least one pair of a colour '
+                'weight, finite and not negative, and a border weight in [0, 1)'
             )
 
 
@@ -73,8 +73,8 @@ class GrownRegions:
     Attributes:
         superpixels: The leaves of all trees.
         means: Mean features and colours, in the numbering of `superpixels`.
-        trees: One unranked tree for each entry of `GeneratorSettings.growths`. Each numbers the superpixels in its own
-            depth-first order.
+        trees: One unranked tree for each entry of `GeneratorSettings.merge_weights`. Each numbers the superpixels in
+            its own depth-first order.
     """
 
     superpixels: Superpixels
@@ -130,7 +130,7 @@ class RegionTrees:
             superpixels = superpixels_found()
         report(0.6, 'merging regions')
         means = SuperpixelMeans.from_features(superpixels, features)
-        trees = grow_trees(superpixels, means, self.settings.growths)
+        trees = grow_trees(superpixels, means, self.settings.merge_weights)
         return GrownRegions(superpixels, means, tuple(trees))
 
     def rank(self, grown: GrownRegions, progress: ProgressCallback | None = None) -> MaskHierarchy:

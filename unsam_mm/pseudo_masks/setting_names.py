@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-FIRST_NAMES = {
+ORIGINAL_NAMES = {
     'superpixel_spacing_px': 'leaf_spacing_px',
     'max_superpixels': 'max_leaves',
+    'merge_weights': 'growths',
     'cross_tree_consensus': 'company',
+    'max_decay': 'repetition',
+    'iou_power': 'sharpness',
 }
-"""First name by current name; generator signatures and files of earlier versions contain the first names."""
+"""Original name by current name; generator signatures and files of earlier versions contain the original names."""
 
 
 def renamed_settings(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -28,4 +31,4 @@ def renamed_settings(settings: Mapping[str, Any], names: Mapping[str, str]) -> d
 
 def current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings read from a file of any version, under their current names."""
-    return renamed_settings(settings, {first: name for name, first in FIRST_NAMES.items()})
+    return renamed_settings(settings, {original: name for name, original in ORIGINAL_NAMES.items()})

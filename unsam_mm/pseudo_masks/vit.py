@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unsam_mm import weights
-from unsam_mm.errors import UnSAMError, WeightsError, explained
+from unsam_mm.errors import UnSAMError, WeightsError, describe_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,7 +55,7 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UnSAMError(
-            f'device {device!r} cannot be used ({explained(error)}); use cpu, or install torch for that device'
+            f'device {device!r} cannot be used ({describe_error(error)}); use cpu, or install torch for that device'
         ) from error
 
 

@@ -29,7 +29,7 @@ _MAX_DEFAULT_WORKERS = 8  # each takes about 1 GB
 
 
 @dataclass(frozen=True)
-class ImagePlace:
+class ImageLocation:
     """Location of an image.
 
     Attributes:
@@ -86,34 +86,36 @@ class RegionStore:
         described = [settings_signature(self.settings), self.n_tokens, self.max_masks, ALGORITHM]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
-    def path_of(self, place: ImagePlace) -> Path:
+    def path_of(self, location: ImageLocation) -> Path:
         """The path of the file with the tokens of an image."""
-        root = Path(place.root).resolve()
+        root = Path(location.root).resolve()
         digest = hashlib.blake2b(str(root).encode('utf-8', 'surrogateescape'), digest_size=6).hexdigest()
-        return self._base / f'{root.name}-{digest}' / self.signature / fitting_name(place.name, '.npz')
+        return self._base / f'{root.name}-{digest}' / self.signature / fitting_name(location.name, '.npz')
 
-    def has(self, place: ImagePlace) -> bool:
+    def has(self, location: ImageLocation) -> bool:
         """True if the store contains tokens of the current version of the image file."""
         try:
-            return self._is_current(place)
+            return self._is_current(location)
         except (OSError, StoreError):
             return False
 
-    def read(self, place: ImagePlace) -> tuple[RegionTokens, TokenMasks]:
+    def read(self, location: ImageLocation) -> tuple[RegionTokens, TokenMasks]:
         """Tokens and training masks of an image.
 
         Raises:
             StoreError: If there is no such file, or it is damaged or was made from another version of the image file.
         """
-        path = self.path_of(place)
-        if not self._is_current(place):
-            raise StoreError(f'{path}: the tokens were made from an earlier version of {place.path}; make them again')
+        path = self.path_of(location)
+        if not self._is_current(location):
+            raise StoreError(
+                f'{path}: the tokens were made from an earlier version of {location.path}; make them again'
+            )
         tokens, masks = RegionTokens.load(path), TokenMasks.load(path)
         if masks.shares.shape[1] != len(tokens) or (masks.areas_px > tokens.labels.size).any():
             raise DamagedError(f'{path}: tokens and masks are of different images; remove the file and make it again')
         return tokens, masks
 
-    def make(self, place: ImagePlace, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:
+    def make(self, location: ImageLocation, tokenizer: RegionTokenizer) -> tuple[RegionTokens, TokenMasks]:
         """Computes the tokens of an image and stores them.
 
         Raises:
@@ -121,35 +123,35 @@ class RegionStore:
             TargetError: If the file system does not accept the file name.
             StoreError: If the folder cannot be written or the disk is full.
         """
-        with image_errors(place.path):
-            stamp = image_stamp(place.path)
-            tokens, masks = tokenizer.with_masks(read_image(place.path), max_masks=self.max_masks)
-        tokens.save(self.path_of(place), masks, json.dumps(stamp))
+        with image_errors(location.path):
+            stamp = image_stamp(location.path)
+            tokens, masks = tokenizer.with_masks(read_image(location.path), max_masks=self.max_masks)
+        tokens.save(self.path_of(location), masks, json.dumps(stamp))
         return tokens, masks
 
     @property
     def _base(self) -> Path:
         return Path(self.folder).expanduser() if self.folder else cache_dir() / 'region_tokens'
 
-    def _is_current(self, place: ImagePlace) -> bool:
-        path = self.path_of(place)
+    def _is_current(self, location: ImageLocation) -> bool:
+        path = self.path_of(location)
         try:
             stamp = json.loads(read_notes(path) or 'null')
         except ValueError as error:
             raise StoreError(f'{path}: its notes are damaged; remove it and make it again') from error
-        return is_current(path, place.path, stamp)
+        return is_current(path, location.path, stamp)
 
     def tokenizer(self) -> RegionTokenizer:
         """A tokenizer with the parameters of the store; loads the ViT."""
         return RegionTokenizer(self.settings, n_tokens=self.n_tokens, device=self.device)
 
     def prepare(
-        self, places: Sequence[ImagePlace], workers: int | None = None, progress: bool = True
-    ) -> dict[ImagePlace, str]:
+        self, locations: Sequence[ImageLocation], workers: int | None = None, progress: bool = True
+    ) -> dict[ImageLocation, str]:
         """Computes the missing tokens. An interrupted run is resumed by the next call.
 
         Args:
-            places: The images.
+            locations: The images.
             workers: Number of processes, about 1 GB each; None for one per core, at most eight. Devices other than the
                 CPU use one process.
             progress: True to show a progress bar.
@@ -163,34 +165,36 @@ class RegionStore:
             WeightsError: If the weights of the ViT are not available.
         """
         check_device(self.device)
-        waiting = [place for place in places if not self.has(place)]
+        waiting = [location for location in locations if not self.has(location)]
         failed = {}
         if not waiting:
             return failed
         check_writable(self._base)  # checked before the run, which does not end when a single image fails
         bar = tqdm(
-            total=len(places),
-            initial=len(places) - len(waiting),
+            total=len(locations),
+            initial=len(locations) - len(waiting),
             desc='region tokens',
             unit='image',
             disable=not progress,
         )
         with bar, closing(self._results(waiting, workers or min(available_cores(), _MAX_DEFAULT_WORKERS))) as results:
-            for place, failure in results:
+            for location, failure in results:
                 if failure is not None:
-                    failed[place] = failure
+                    failed[location] = failure
                 bar.update()
         return failed
 
-    def _results(self, places: list[ImagePlace], workers: int) -> Iterator[tuple[ImagePlace, str | None]]:
+    def _results(self, locations: list[ImageLocation], workers: int) -> Iterator[tuple[ImageLocation, str | None]]:
         """Each image with its error message, or None, in the order of completion."""
-        workers = min(workers, len(places)) if self.device == 'cpu' else 1
+        workers = min(workers, len(locations)) if self.device == 'cpu' else 1
         if workers == 1:
             make = _Maker(self)
-            yield from ((place, make(place)) for place in places)
+            yield from ((location, make(location)) for location in locations)
             return
         advice = f'finished images are kept; run again with fewer prepare_workers than {workers}'
-        yield from in_processes(partial(_Maker, self), places, workers, advice, lambda place: _LOST.format(place.path))
+        yield from in_processes(
+            partial(_Maker, self), locations, workers, advice, lambda location: _LOST.format(location.path)
+        )
 
 
 class _Maker:
@@ -199,9 +203,9 @@ class _Maker:
     def __init__(self, store: RegionStore) -> None:
         self._store, self._tokenizer = store, store.tokenizer()
 
-    def __call__(self, place: ImagePlace) -> str | None:
+    def __call__(self, location: ImageLocation) -> str | None:
         try:
-            self._store.make(place, self._tokenizer)
+            self._store.make(location, self._tokenizer)
         except (ImageError, TargetError) as error:  # concerns this image only
             return str(error)
         return None

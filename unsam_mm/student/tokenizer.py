@@ -14,7 +14,7 @@ from unsam_mm import threads
 from unsam_mm.errors import UnSAMError
 from unsam_mm.generator import settings_signature
 from unsam_mm.images import as_rgb_uint8
-from unsam_mm.masks.hierarchy import MaskHierarchy, crossing_pixels
+from unsam_mm.masks.hierarchy import MaskHierarchy, intersections_between
 from unsam_mm.masks.partition import Partition
 from unsam_mm.masks.tree import Tree
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings, GrownRegions, ProgressCallback, RegionTrees
@@ -174,10 +174,12 @@ def _borders(superpixels: Superpixels, token_of_superpixel: np.ndarray) -> dict[
 
 def _shares(hierarchy: MaskHierarchy, nodes: np.ndarray, max_masks: int) -> TokenMasks:
     """The best masks of all trees, as the fractions that they cover of the given nodes of the first tree."""
-    source, chosen = hierarchy.best_nodes(max_masks)
+    tree_index, chosen = hierarchy.best_nodes(max_masks)
     shares = np.zeros((len(chosen), len(nodes)), np.uint8)
-    for number in np.unique(source):
-        rows = source == number
-        pixels = crossing_pixels(hierarchy.trees[number], chosen[rows], hierarchy, nodes)
+    for number in np.unique(tree_index):
+        rows = tree_index == number
+        pixels = intersections_between(hierarchy.trees[number], chosen[rows], hierarchy, nodes)
         shares[rows] = np.round(255 * pixels / hierarchy.area[nodes])
-    return TokenMasks(shares, hierarchy.gather('score', source, chosen), hierarchy.gather('area', source, chosen))
+    return TokenMasks(
+        shares, hierarchy.gather('score', tree_index, chosen), hierarchy.gather('area', tree_index, chosen)
+    )

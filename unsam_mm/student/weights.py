@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from unsam_mm.errors import StoreError, UnSAMError, WeightsError, explained
+from unsam_mm.errors import StoreError, UnSAMError, WeightsError, describe_error
 from unsam_mm.files import atomic_writer
 from unsam_mm.pseudo_masks.ranking import RankingSettings
 from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
@@ -106,7 +106,7 @@ def load_weights(path: str | Path) -> TrainedRegions:
         if json.loads(described['net']) != arguments:
             raise ValueError(f'the tensors belong to a network with {arguments}, the metadata names {described["net"]}')
         settings = current_settings(json.loads(described['settings']))
-        settings['growths'] = tuple(tuple(growth) for growth in settings['growths'])
+        settings['merge_weights'] = tuple(tuple(pair) for pair in settings['merge_weights'])
         settings['ranking'] = RankingSettings(**settings['ranking'])
         notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
         if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
@@ -114,7 +114,7 @@ def load_weights(path: str | Path) -> TrainedRegions:
         return TrainedRegions(net, GeneratorSettings(**settings), n_tokens, notes)
     except _NO_NETWORK as error:
         raise WeightsError(
-            f'{path}: the parts do not belong together ({explained(error)}); export the checkpoint again'
+            f'{path}: the parts do not belong together ({describe_error(error)}); export the checkpoint again'
         ) from error
 
 
@@ -150,16 +150,18 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
         raise WeightsError(f'{path}: no such checkpoint') from error
     except Exception as error:
         raise WeightsError(
-            f'{path}: cannot be read ({explained(error)}); give latest.pth, which holds only weights'
+            f'{path}: cannot be read ({describe_error(error)}); give latest.pth, which contains only weights'
         ) from error
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = {name.removeprefix('net.'): values for name, values in state.items() if name.startswith('net.')}
     if not state:
-        raise WeightsError(f'{path}: holds no region model; give a checkpoint of a training with configs/unsam_s.py')
+        raise WeightsError(f'{path}: contains no region model; give a checkpoint of a training with configs/unsam_s.py')
     try:
         return _net_of(state)[0]
     except _NO_NETWORK as error:
-        raise WeightsError(f'{path}: a region model of another version ({explained(error)}); train it again') from error
+        raise WeightsError(
+            f'{path}: a region model of another version ({describe_error(error)}); train it again'
+        ) from error
 
 
 def _net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
