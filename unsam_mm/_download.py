@@ -39,9 +39,9 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + '.part')
     version_file = target.with_name(target.name + '.part.json')
-    began = partial.exists()
+    partial_existed = partial.exists()
     is_whole = _fetch_rest(url, partial, version_file, sha256 is not None)
-    if began and not (is_whole and sha256 in (None, file_sha256(partial))):  # the partial file was of another version
+    if partial_existed and not (is_whole and sha256 in (None, file_sha256(partial))):  # it was of another version
         partial.unlink()
         _fetch_rest(url, partial, version_file, sha256 is not None)
     if sha256 is not None and (found := file_sha256(partial)) != sha256:

@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-_NAMED = 3  # number of names that a message lists
-_BREAKS = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
+_MAX_NAMES = 3  # number of names that a message lists
+_ESCAPED = ('Cc', 'Zl', 'Zp')  # Unicode's categories of control characters, line and paragraph separators
 
 
 class UnSAMError(ValueError):
@@ -79,12 +79,12 @@ def error_context(where: object, kind: type[UnSAMError] = StoreError) -> Iterato
 
 def first_names(names: Sequence[str]) -> str:
     """The first three names of a list, for messages."""
-    return ', '.join(names[:_NAMED]) + (', ...' if len(names) > _NAMED else '')
+    return ', '.join(names[:_MAX_NAMES]) + (', ...' if len(names) > _MAX_NAMES else '')
 
 
 def one_line(text: object) -> str:
     """A message on one line: line breaks and control characters, which file names may contain, are escaped."""
     return ''.join(
-        char.encode('unicode_escape').decode('ascii') if unicodedata.category(char) in _BREAKS else char
+        char.encode('unicode_escape').decode('ascii') if unicodedata.category(char) in _ESCAPED else char
         for char in str(text)
     )

@@ -24,9 +24,9 @@ _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = '.unsam-', '.part'
 SYSTEM_FILES = ('.DS_Store', 'Thumbs.db', 'desktop.ini')  # file managers put these into any folder
 _LEFTOVER_AGE_S = 3600.0  # no file takes longer to write
 _LOCK_S = 600.0  # time to remove a large folder on a slow disk
-_MOST_NAME_BYTES = 255  # limit of most file systems
+_MAX_NAME_BYTES = 255  # limit of most file systems
 _HASH_DIGITS = 16
-GZIP, PACKED = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
+GZIP, GZIP_MESSAGE = b'\x1f\x8b', 'is compressed with gzip; unpack it first (gunzip)'
 
 _NOT_ALLOWED = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # names that a disk does not allow
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems without fsync
@@ -53,14 +53,14 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
     path = Path(path)
     temporary = None
     try:
-        with _explaining(path):
+        with _write_errors(path):
             if path.is_dir():
                 raise TargetError(f'{path}: is a folder, a file is needed; choose another output')
             if path.exists() and not path.is_file():
                 descriptor = os.open(path, os.O_WRONLY)
             else:
                 path = Path(os.path.realpath(path)) if path.is_symlink() else path
-                temporary, descriptor = _create_in(path.parent)
+                temporary, descriptor = _create_temporary(path.parent)
         raw = _Target(descriptor, path)
         buffered = io.BufferedWriter(raw)
         file = buffered if binary else io.TextIOWrapper(buffered, encoding='utf-8', errors='surrogateescape')
@@ -68,14 +68,14 @@ def atomic_writer(path: str | Path, binary: bool = False, sync: bool = True) -> 
             yield file
             file.flush()
             if sync:
-                with _explaining(path):  # without this, a power failure after the renaming would leave an empty file
+                with _write_errors(path):  # without this, a power failure after the renaming would leave an empty file
                     flush_to_disk(descriptor)
         finally:
             with suppress(OSError, StoreError):  # after an error, flushing the buffers can fail again
                 file.close()
             raw.close()
         if temporary:
-            with _explaining(path):
+            with _write_errors(path):
                 temporary.replace(path)
     finally:
         if temporary:
@@ -88,8 +88,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         StoreError: If files cannot be written.
     """
-    with _explaining(folder):
-        probe, descriptor = _create_in(folder)
+    with _write_errors(folder):
+        probe, descriptor = _create_temporary(folder)
         os.close(descriptor)
         probe.unlink(missing_ok=True)
 
@@ -111,15 +111,15 @@ def read_json(path: str | Path) -> Any:
     Raises:
         StoreError: If the file is missing, cannot be read, or is not JSON.
     """
-    with explaining_json(path):
+    with json_errors(path):
         content = Path(path).read_bytes()
         if content.startswith(GZIP):
-            raise StoreError(f'{path}: {PACKED}')
+            raise StoreError(f'{path}: {GZIP_MESSAGE}')
         return json.loads(content)
 
 
 @contextmanager
-def explaining_json(path: str | Path) -> Iterator[None]:
+def json_errors(path: str | Path) -> Iterator[None]:
     """Turns errors of reading a JSON file into `StoreError`, with the file in the message."""
     try:
         yield
@@ -168,7 +168,7 @@ def check_result_file(
             raise StoreError(f'{path}: lies in {folder}, whose files are read; choose another place for the result')
     if not path.is_file():
         return
-    with _explaining(path), path.open('rb') as file:
+    with _write_errors(path), path.open('rb') as file:
         start = file.read(64).lstrip(b'\xef\xbb\xbf\xff\xfe\0 \t\r\n')
     if start and not start.startswith(starts):
         raise StoreError(f'{path}: exists and is not a {kind} file; choose another file for the result')
@@ -177,8 +177,8 @@ def check_result_file(
 def lies_below(path: str | Path, folder: str | Path) -> bool:
     """True if a file is below a folder; for a link, if the link or its target is."""
     path, root = Path(path), os.path.realpath(folder)
-    places = os.path.realpath(path), os.path.realpath(path.parent)
-    return any(Path(place).is_relative_to(root) for place in places)
+    real_paths = os.path.realpath(path), os.path.realpath(path.parent)
+    return any(Path(real).is_relative_to(root) for real in real_paths)
 
 
 def fitting_name(name: str, suffix: str) -> str:
@@ -190,10 +190,10 @@ def fitting_name(name: str, suffix: str) -> str:
     """
     folder, slash, last = name.rpartition('/')
     encoded = os.fsencode(last)
-    if len(encoded) + len(suffix) <= _MOST_NAME_BYTES:
+    if len(encoded) + len(suffix) <= _MAX_NAME_BYTES:
         return f'{name}{suffix}'
     digest = hashlib.sha256(encoded).hexdigest()[:_HASH_DIGITS]
-    kept = encoded[: _MOST_NAME_BYTES - len(suffix) - 1 - _HASH_DIGITS].decode('utf-8', 'ignore')
+    kept = encoded[: _MAX_NAME_BYTES - len(suffix) - 1 - _HASH_DIGITS].decode('utf-8', 'ignore')
     return f'{folder}{slash}{kept}~{digest}{suffix}'
 
 
@@ -236,7 +236,7 @@ def replace_folder(finished: Path, path: Path) -> None:
     # In the temporary folder, since lock files are not removed; all users may write it, since they share the lock.
     with FileLock(Path(tempfile.gettempdir(), f'unsam-{digest}.lock'), _LOCK_S, mode=0o666):
         restore_folder(path)
-        old, new = _beside(path)
+        old, new = _swap_paths(path)
         finished.rename(new)
         try:
             if path.exists():
@@ -253,7 +253,7 @@ def readable_folder(path: Path) -> Path:
 
     The same holds after `replace_folder` was killed. Nothing is renamed, so readers do not disturb a writer.
     """
-    old, new = _beside(path)
+    old, new = _swap_paths(path)
     return old if not os.path.lexists(path) and old.is_dir() and new.is_dir() else path
 
 
@@ -265,14 +265,14 @@ def restore_folder(path: Path) -> None:
     Raises:
         OSError: If the folder cannot be renamed.
     """
-    old, new = _beside(path)
+    old, new = _swap_paths(path)
     if readable_folder(path) == old:
         old.rename(path)
     shutil.rmtree(old, ignore_errors=True)  # before the new one: `readable_folder` returns `old` only if both are there
     shutil.rmtree(new, ignore_errors=True)
 
 
-def _beside(path: Path) -> tuple[Path, Path]:
+def _swap_paths(path: Path) -> tuple[Path, Path]:
     """Temporary paths of the old and the new folder, beside `path`."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:_HASH_DIGITS]
     return path.with_name(f'{_TEMPORARY_PREFIX}{digest}.old'), path.with_name(f'{_TEMPORARY_PREFIX}{digest}.new')
@@ -295,7 +295,7 @@ class _Target(io.FileIO):
         self._path = path
 
     def write(self, data: Any) -> int:
-        with _explaining(self._path):
+        with _write_errors(self._path):
             return super().write(data)
 
     def fileno(self) -> int:
@@ -303,7 +303,7 @@ class _Target(io.FileIO):
         raise io.UnsupportedOperation('written by write() alone')
 
 
-def _create_in(folder: Path, retries: int = 1) -> tuple[Path, int]:
+def _create_temporary(folder: Path, retries: int = 1) -> tuple[Path, int]:
     """A new file with a temporary name, and its descriptor; the folder is made as needed, and the umask applies."""
     path = temporary_name(folder)
     try:
@@ -312,11 +312,11 @@ def _create_in(folder: Path, retries: int = 1) -> tuple[Path, int]:
     except (FileNotFoundError, FileExistsError):  # another process may remove the folder while it is empty
         if not retries:
             raise
-        return _create_in(folder, retries - 1)
+        return _create_temporary(folder, retries - 1)
 
 
 @contextmanager
-def _explaining(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -40,8 +40,8 @@ def file_digest(path: Path) -> str:
 
 
 @lru_cache(_CACHE_SIZE)
-def _digest(path: Path, size: int, *touched: int) -> str:
-    """Digest of a file; its times and inode, `touched`, are part of the cache key, so a changed file is read again."""
+def _digest(path: Path, size: int, *times_and_inode: int) -> str:
+    """Digest of a file; `times_and_inode` is part of the cache key, so a changed file is read again."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with path.open('rb') as file:
         if path.suffix == '.safetensors':

@@ -32,7 +32,7 @@ UNREADABLE = (
 )
 """Exceptions that NumPy, and the modules that it calls, raise for damaged files."""
 
-_OF_DAMAGED_FILES = (None, errno.EINVAL, errno.ENOENT)  # for wrong offsets, and for missing parts of a zarr store
+_DAMAGE_ERRNOS = (None, errno.EINVAL, errno.ENOENT)  # for wrong offsets, and for missing parts of a zarr store
 _ZIP = (b'PK\3\4', b'PK\5\6')  # first bytes of a .npz file, and of one without arrays
 
 
@@ -69,6 +69,6 @@ def unreadable(path: str | Path, what: str, error: BaseException) -> StoreError:
         what: Message for a damaged file.
         error: The cause.
     """
-    if isinstance(error, OSError) and error.errno not in _OF_DAMAGED_FILES:
+    if isinstance(error, OSError) and error.errno not in _DAMAGE_ERRNOS:
         return StoreError(f'{path}: cannot be read ({error.strerror}); check the path and its permissions')
     return DamagedError(f'{path}: {what} ({describe_error(error)}); remove it and make it again')

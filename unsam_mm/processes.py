@@ -31,7 +31,7 @@ _THREAD_VARIABLES = (
     'OPENCV_FOR_THREADS_NUM',
     'TIFFFILE_NUM_THREADS',
 )
-_PRODUCTIVE = 100  # items per process; after these, a process that ends by itself is no sign of too many processes
+_MIN_DONE = 100  # items per process; after these, a process that ends by itself is no sign of too many processes
 _start_lock = threading.Lock()  # all threads share the environment
 
 
@@ -66,13 +66,13 @@ def in_processes(
         n_done = 0
         try:
             with _pool(make_worker, processes, advice) as pool:
-                for finished in _as_they_finish(pool, waiting, running, at_once=2 * processes):
+                for finished in _as_completed(pool, waiting, running, max_running=2 * processes):
                     n_done += 1
                     yield finished
             break
         except BrokenProcessPool:
             suspects += running.values()
-            if n_done < _PRODUCTIVE * processes:
+            if n_done < _MIN_DONE * processes:
                 processes = max(1, processes // 2)
             _log.warning(
                 'a worker process ended by itself, perhaps for lack of memory; %d items are tried again at the end, '
@@ -80,7 +80,7 @@ def in_processes(
                 len(running),
                 processes,
             )
-        except _NoWorker as error:
+        except _WorkerStartError as error:
             waiting = itertools.chain(list(running.values()), waiting)
             processes = max(1, processes // 2)
             _log.warning('a worker process could not start (%s); going on with %d process(es)', error, processes)
@@ -88,12 +88,12 @@ def in_processes(
         running = {}
         try:
             with _pool(make_worker, 1, advice) as pool:
-                yield from _as_they_finish(pool, _taken_from(suspects), running, at_once=1)
+                yield from _as_completed(pool, _drain(suspects), running, max_running=1)
         except BrokenProcessPool:
             yield from ((item, lost(item)) for item in running.values())
 
 
-def _taken_from(items: deque[Item]) -> Iterator[Item]:
+def _drain(items: deque[Item]) -> Iterator[Item]:
     while items:
         yield items.popleft()
 
@@ -112,7 +112,7 @@ def _pool(make_worker: Callable[[], Any], processes: int, advice: str) -> Iterat
                 raise UnSAMError(
                     f'a worker process ended before it began, perhaps for lack of memory; {advice}'
                 ) from error
-            except _NoWorker as error:
+            except _WorkerStartError as error:
                 raise UnSAMError(f'a worker process could not start ({error}); {advice}') from error
             yield pool
         except BrokenProcessPool:
@@ -162,12 +162,12 @@ class _Process(multiprocessing.context.SpawnProcess):
                         os.environ[name] = value
 
 
-def _as_they_finish(
-    pool: ProcessPoolExecutor, waiting: Iterator[Any], running: dict[Future, Any], at_once: int
+def _as_completed(
+    pool: ProcessPoolExecutor, waiting: Iterator[Any], running: dict[Future, Any], max_running: int
 ) -> Iterator[tuple[Any, Any]]:
     """Yields items with their results; `running` maps the futures of unfinished items to the items."""
     while True:
-        for item in itertools.islice(waiting, at_once - len(running)):
+        for item in itertools.islice(waiting, max_running - len(running)):
             try:
                 future = pool.submit(_work, item)
             except BrokenProcessPool:
@@ -182,12 +182,12 @@ def _as_they_finish(
             yield running.pop(future), result
 
 
-class _NoWorker(Exception):
+class _WorkerStartError(Exception):
     """A process could not make its worker, perhaps for lack of memory; other processes may have made theirs."""
 
 
 _worker: Callable[[Any], Any] | None = None  # global in each process: a model cannot be sent along with every item
-_start_error: UnSAMError | _NoWorker | None = None
+_start_error: UnSAMError | _WorkerStartError | None = None
 
 
 def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> None:
@@ -202,7 +202,7 @@ def _start(make_worker: Callable[[], Callable[[Any], Any]], threads: int) -> Non
     except UnSAMError as error:
         _start_error = error
     except Exception as error:  # noqa: BLE001 - the pool would only raise BrokenProcessPool
-        _start_error = _NoWorker(describe_error(error))
+        _start_error = _WorkerStartError(describe_error(error))
 
 
 def _check_worker() -> None:

@@ -166,7 +166,7 @@ def test_a_tree_that_is_changed_is_checked_again(quarters, fields, reason):
 
 def test_alternatives_are_trees_over_the_same_pixels(quarters):
     other = MaskHierarchy.from_merges(QUARTERS.T, PARENT, HEIGHT)
-    with pytest.raises(UnSAMError, match='alternatives must be trees over the same'):
+    with pytest.raises(UnSAMError, match='alternatives must be trees of the same image'):
         replace(quarters, alternatives=(other,))
 
 

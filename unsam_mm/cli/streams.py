@@ -29,12 +29,12 @@ def escape_unencodable() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
-def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
+def exit_status(run: Callable[[], int], advice: str) -> int:
     """Runs a command, and prints an error or interruption as one line on standard error.
 
     Args:
         run: Returns the exit status of the command.
-        how_to_go_on: Advice that is printed if the command is interrupted.
+        advice: Advice that is printed if the command is interrupted.
 
     Returns:
         The result of `run`; 1 after an error, 130 after Ctrl-C. If the reader of standard output or error, such as
@@ -53,7 +53,7 @@ def exit_status(run: Callable[[], int], how_to_go_on: str) -> int:
                 _drop(sys.stdout)
             return _fail(one_line(describe_error(error)))
         except KeyboardInterrupt:
-            _say(f'interrupted; {how_to_go_on}')
+            _say(f'interrupted; {advice}')
             return _INTERRUPTED
         return status
 

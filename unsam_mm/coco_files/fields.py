@@ -17,7 +17,7 @@ from PIL import Image
 from unsam_mm.errors import ImageError, StoreError, UnSAMError, first_names
 from unsam_mm.masks.rle import MAX_PIXELS
 
-_SHOWN = 40  # characters of an invalid value in messages
+_MAX_SHOWN = 40  # characters of an invalid value in messages
 _COLOURS = 256**3  # number of RGB colours, which encode segment ids in panoptic PNG files
 _FLAGS = {'0': False, '1': True, 'false': False, 'true': True, '0.0': False, '1.0': True, 'none': False, '': False}
 
@@ -60,7 +60,7 @@ def image_size(image: Mapping[str, Any]) -> tuple[int | None, int | None]:
         value = image.get(key)
         side = whole_number(value)
         if value is not None and (side is None or side <= 0):
-            raise UnSAMError(f'the "{key}" is {_shown(value)}; expected a positive whole number of pixels')
+            raise UnSAMError(f'the "{key}" is {_shorten(value)}; expected a positive whole number of pixels')
         sides.append(side)
     if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
         raise UnSAMError(f'the image has {sides[0]} x {sides[1]} px; RLE supports at most {MAX_PIXELS} px')
@@ -76,7 +76,7 @@ def is_crowd(record: Mapping[str, Any]) -> bool:
     value = record.get('iscrowd')
     flag = _FLAGS.get(str(value).lower())
     if flag is None:
-        raise UnSAMError(f'the "iscrowd" is {_shown(value)}; expected 0 or 1')
+        raise UnSAMError(f'the "iscrowd" is {_shorten(value)}; expected 0 or 1')
     return flag
 
 
@@ -91,7 +91,7 @@ def panoptic_segments(record: Mapping[str, Any]) -> tuple[str, list[int], list[b
         raise UnSAMError('has no file_name or no segments_info; expected the panoptic format')
     ids = [whole_number(segment.get('id')) if isinstance(segment, Mapping) else None for segment in segments]
     if not all(segment_id is not None and 0 <= segment_id < _COLOURS for segment_id in ids):
-        raise UnSAMError(f'has segments_info without whole numbers below {_COLOURS} as "id": {_shown(segments)}')
+        raise UnSAMError(f'has segments_info without whole numbers below {_COLOURS} as "id": {_shorten(segments)}')
     return name, ids, [is_crowd(segment) for segment in segments]
 
 
@@ -117,7 +117,7 @@ def number_in(record: Mapping[str, Any], key: str) -> float:
     try:
         return math.nan if value is None else float(value)
     except (OverflowError, TypeError, ValueError) as error:
-        raise UnSAMError(f'the "{key}" is not a number: {_shown(value)}') from error
+        raise UnSAMError(f'the "{key}" is not a number: {_shorten(value)}') from error
 
 
 def stated_box(record: Mapping[str, Any]) -> list[float] | None:
@@ -188,9 +188,9 @@ def duplicate_message(image_id: Any, *names: str) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
+    return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}...'
 
 
 def read_mask_picture(path: Path, colours_as_numbers: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from unsam_mm.coco_files.fields import check_listed, duplicate_message, entry_id, image_size, listed_name
 from unsam_mm.errors import StoreError, error_context
-from unsam_mm.files import GZIP, PACKED, explaining_json
+from unsam_mm.files import GZIP, GZIP_MESSAGE, json_errors
 
 _CHUNK_BYTES = 1 << 20
 _MAX_VALUE_BYTES = 1 << 28  # longer than any annotation, so a large file that is not JSON is not read to its end
@@ -60,7 +60,7 @@ def stream_lists(
         StoreError: If the file is missing, not JSON or truncated, or a value under one of the names is not a list.
     """
     try:
-        with explaining_json(path), open_utf8(path) as file:
+        with json_errors(path), open_utf8(path) as file:
             yield from _entries(_Cursor(file), lists, whole, set() if found is None else found)
     except TypeError as error:
         raise StoreError(f'{path}: {error}') from error
@@ -78,7 +78,7 @@ def open_utf8(path: str | Path) -> IO[bytes]:
     start = file.read(4)
     if start.startswith(GZIP):
         file.close()
-        raise StoreError(f'{path}: {PACKED}')
+        raise StoreError(f'{path}: {GZIP_MESSAGE}')
     encoding = json.detect_encoding(start)
     if encoding.startswith('utf-8'):
         file.seek(len(BOM_UTF8) if encoding == 'utf-8-sig' else 0)
@@ -101,12 +101,12 @@ def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str], fo
         found.add(TOP_LEVEL)
         yield from _list_entries(cursor, TOP_LEVEL)
     else:
-        cursor.take('{')
+        cursor.expect('{')
         while cursor.peek() != '}':
             key = cursor.value()[0]
             if not isinstance(key, str):
                 cursor.fail('expected a name in quotes')
-            cursor.take(':')
+            cursor.expect(':')
             if key in whole:
                 yield Entry(key, *cursor.value())
             elif key not in lists:
@@ -117,19 +117,19 @@ def _entries(cursor: _Cursor, lists: Collection[str], whole: Collection[str], fo
             else:
                 raise TypeError(f'"{key}" is not a list')
             if cursor.peek() != '}':
-                cursor.take(',')
-        cursor.take('}')
+                cursor.expect(',')
+        cursor.expect('}')
     if cursor.peek():
         cursor.fail('more text after the end')
 
 
 def _list_entries(cursor: _Cursor, key: str) -> Iterator[Entry]:
-    cursor.take('[')
+    cursor.expect('[')
     while cursor.peek() != ']':
         yield Entry(key, *cursor.value())
         if cursor.peek() != ']':
-            cursor.take(',')
-    cursor.take(']')
+            cursor.expect(',')
+    cursor.expect(']')
 
 
 class _Cursor:
@@ -149,7 +149,7 @@ class _Cursor:
             if self._at < len(self._text) or not self._read(_CHUNK_BYTES):
                 return self._text[self._at : self._at + 1]
 
-    def take(self, expected: str) -> None:
+    def expect(self, expected: str) -> None:
         """Skips one character, which must be the expected one."""
         if self.peek() != expected:
             self.fail(f'expected {expected!r}')

@@ -394,7 +394,7 @@ class _Run:
             _do,
             self._name,
             batch,
-            key=f'pseudo-masks-{next(self._numbers):07}-{self._name}-{batch[0]}',  # the dashboard groups tasks by the words
+            key=f'pseudo-masks-{next(self._numbers):07}-{self._name}-{batch[0]}',  # the dashboard groups tasks by the prefix
             retries=_TASK_RETRIES,
             resources=_resources(self._job.device),
             workers=usable or None,

@@ -27,7 +27,7 @@ from unsam_mm.pseudo_masks.setting_names import current_settings
 
 MANIFEST = 'unsam.json'
 _SUPERVISED_REFINERS = {'cascadepsp': 'CascadePSP'}
-_MARK = 'supervised'
+_SUPERVISED = 'supervised'
 _SUFFIX = '.json'
 _STAMP = 'made_of'
 # Fields of `MaskSet.to_coco` that are written.
@@ -245,7 +245,7 @@ class PseudoMaskStore:
             StoreError: If the folder has masks made with other settings.
         """
         self.check(settings)
-        metadata = {**settings, _MARK: settings.get('refine') in _SUPERVISED_REFINERS}
+        metadata = {**settings, _SUPERVISED: settings.get('refine') in _SUPERVISED_REFINERS}
         if metadata != self._metadata():  # a finished folder may be read-only
             write_json(self.root / MANIFEST, metadata)
 
@@ -257,7 +257,7 @@ class PseudoMaskStore:
         """
         metadata = self._metadata() or settings
         differing = sorted(
-            key for key in (metadata.keys() | settings.keys()) - {_MARK} if metadata.get(key) != settings.get(key)
+            key for key in (metadata.keys() | settings.keys()) - {_SUPERVISED} if metadata.get(key) != settings.get(key)
         )
         if differing:
             raise StoreError(
@@ -269,7 +269,7 @@ class PseudoMaskStore:
     def supervised(self) -> bool:
         """Whether human labels were used for the masks, according to the metadata."""
         metadata = self._metadata()
-        return bool(metadata.get(_MARK)) or metadata.get('refine') in _SUPERVISED_REFINERS
+        return bool(metadata.get(_SUPERVISED)) or metadata.get('refine') in _SUPERVISED_REFINERS
 
     @property
     def label_sources(self) -> list[str]:
@@ -289,7 +289,7 @@ class PseudoMaskStore:
         metadata = read_json(manifest)
         if (
             not isinstance(metadata, dict)
-            or not metadata.keys() & {_MARK, 'signature'}
+            or not metadata.keys() & {_SUPERVISED, 'signature'}
             or not isinstance(metadata.get('refine'), str | None)
         ):
             raise StoreError(f'{manifest}: was not written by "generate"; choose another folder')
@@ -333,7 +333,7 @@ class PseudoMaskStore:
         """
         self.check_result(target)
         names, failed = self.finished_names(), {}
-        info = {'description': 'UnSAM pseudo-masks', _MARK: self.supervised, 'label_sources': self.label_sources}
+        info = {'description': 'UnSAM pseudo-masks', _SUPERVISED: self.supervised, 'label_sources': self.label_sources}
         with coco_writer(target, info) as writer:
             for name, masks in self.read_each(names, failed):
                 writer.add(name, masks.size_hw, masks.to_coco(image_id=0))

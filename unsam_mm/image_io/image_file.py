@@ -45,7 +45,7 @@ class ImageFile:
         Raises:
             ImageError: If the pixels cannot be decoded, or a package for decoding is missing.
         """
-        with explaining(self.path):
+        with decoder_errors(self.path):
             return self._decode()
 
     def _decode(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class ImageFile:
 
 
 @contextmanager
-def explaining(path: Path) -> Iterator[None]:
+def decoder_errors(path: Path) -> Iterator[None]:
     """Turns all errors of decoders into `ImageError`, and suppresses their log messages."""
     token = _is_reading.set(True)
     try:

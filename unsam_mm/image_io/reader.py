@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unsam_mm.errors import ImageError
-from unsam_mm.image_io.image_file import ImageFile, check_is_file, explaining
+from unsam_mm.image_io.image_file import ImageFile, check_is_file, decoder_errors
 from unsam_mm.image_io.pictures import open_picture
 from unsam_mm.image_io.tiff import is_tiff, open_tiff
 from unsam_mm.image_io.tiff_metadata import scale_and_units
@@ -118,7 +118,7 @@ def open_image(path: str | Path) -> Iterator[ImageFile]:
     """
     path = Path(path)
     with ExitStack() as stack:
-        with explaining(path):
+        with decoder_errors(path):
             check_is_file(path)
             file = stack.enter_context(open_tiff(path) if is_tiff(path) else open_picture(path))
         yield file

@@ -139,7 +139,7 @@ def _keep_own_planes(pixels: ElementTree.Element, own: str | None) -> bool:
     samples = int(channels[0].get('SamplesPerPixel', 1)) if channels else 1
     sizes = {axis: int(pixels.attrib[f'Size{axis}']) // (samples if axis == 'C' else 1) for axis in order}
     shape = tuple(sizes[axis] for axis in order)
-    places: dict[tuple[int, ...], int] = {}
+    ifds: dict[tuple[int, ...], int] = {}
     for data in pixels.findall('{*}TiffData'):
         uuid = data.find('{*}UUID')
         if uuid is None or uuid.text == own:
@@ -147,13 +147,13 @@ def _keep_own_planes(pixels: ElementTree.Element, own: str | None) -> bool:
             if not {'IFD', 'PlaneCount'} & data.attrib.keys():
                 raise ValueError('the number of planes is not stated')
             for i in range(int(data.get('PlaneCount', 1))):
-                place = tuple(int(k) for k in np.unravel_index(first + i, shape, order='F'))
-                places[place] = int(data.get('IFD', 0)) + i
+                position = tuple(int(k) for k in np.unravel_index(first + i, shape, order='F'))
+                ifds[position] = int(data.get('IFD', 0)) + i
         pixels.remove(data)
-    if not places:
+    if not ifds:
         return False
-    kept = [sorted(set(along)) for along in zip(*places, strict=True)]
-    if math.prod(len(along) for along in kept) != len(places):
+    kept = [sorted(set(along)) for along in zip(*ifds, strict=True)]
+    if math.prod(len(along) for along in kept) != len(ifds):
         raise ValueError('the planes form no block')
     for axis, along in zip(order, kept, strict=True):
         pixels.set(f'Size{axis}', str(len(along) * (samples if axis == 'C' else 1)))
@@ -161,8 +161,8 @@ def _keep_own_planes(pixels: ElementTree.Element, own: str | None) -> bool:
             if i not in along:
                 pixels.remove(channel)
     namespace = pixels.tag.removesuffix('Pixels')
-    for place, ifd in places.items():
-        first = {f'First{axis}': str(along.index(k)) for axis, along, k in zip(order, kept, place, strict=True)}
+    for position, ifd in ifds.items():
+        first = {f'First{axis}': str(along.index(k)) for axis, along, k in zip(order, kept, position, strict=True)}
         ElementTree.SubElement(pixels, f'{namespace}TiffData', {'IFD': str(ifd), 'PlaneCount': '1', **first})
     return True
 

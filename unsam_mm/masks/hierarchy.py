@@ -64,12 +64,12 @@ class MaskHierarchy:
         object.__setattr__(self, 'score', score.astype(np.float32, copy=False))
         if len(self.partition) != self.tree.n_leaves:
             raise UnSAMError(
-                f'the label map has {len(self.partition)} labels, the tree {self.tree.n_leaves} leaves; expected the '
-                'labels as its first nodes'
+                f'the label map has {len(self.partition)} labels, but the tree has {self.tree.n_leaves} leaves; label i '
+                'must be node i of the tree, a leaf'
             )
         if sizes := {tree.size_hw for tree in self.alternatives} - {self.size_hw}:
             raise UnSAMError(
-                f'alternatives must be trees over the same {self.size_hw} px, found one over {sizes.pop()}'
+                f'alternatives must be trees of the same image of {self.size_hw} px, found one of {sizes.pop()} px'
             )
 
     @classmethod
@@ -135,9 +135,7 @@ class MaskHierarchy:
             first, *others = (cls.from_merges(*(arrays[f'{name}_{i}'] for name in _ARRAYS)) for i in range(count))
             return replace(first, alternatives=tuple(others))
         except (KeyError, ValueError) as error:
-            raise UnSAMError(
-                f'the arrays are not region trees of one image ({error}); make the embedding again'
-            ) from error
+            raise UnSAMError(f'the arrays are not region trees of one image ({error}); make them again') from error
 
     @classmethod
     def load(cls, path: str | Path) -> MaskHierarchy:
@@ -157,7 +155,7 @@ class MaskHierarchy:
         try:
             return cls.from_arrays(arrays)
         except UnSAMError as error:
-            raise DamagedError(f'{path}: {error}; remove the file and make it again') from error
+            raise DamagedError(f'{path}: {error}') from error
 
     def save(self, path: str | Path) -> None:
         """Writes the tree and its alternatives to one compressed .npz file, atomically.

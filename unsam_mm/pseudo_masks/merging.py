@@ -122,7 +122,7 @@ def _pop(keys, pairs, length, first, second):
 
 
 @numba.njit(nogil=True, cache=True)
-def _grown(array, length):
+def _enlarged(array, length):
     longer = np.empty(length, array.dtype)
     longer[: array.shape[0]] = array
     return longer
@@ -197,10 +197,10 @@ def _merge(sums, edges, lengths, strengths, weight):
                     continue
                 if n_pairs == capacity:
                     capacity *= 2
-                    first, second = _grown(first, capacity), _grown(second, capacity)
-                    keys, pairs = _grown(keys, capacity), _grown(pairs, capacity)
-                    length, strength = _grown(length, capacity), _grown(strength, capacity)
-                    following = _grown(following, 2 * capacity)
+                    first, second = _enlarged(first, capacity), _enlarged(second, capacity)
+                    keys, pairs = _enlarged(keys, capacity), _enlarged(pairs, capacity)
+                    length, strength = _enlarged(length, capacity), _enlarged(strength, capacity)
+                    following = _enlarged(following, 2 * capacity)
                 pair_with[other] = n_pairs
                 first[n_pairs], second[n_pairs] = other, node
                 length[n_pairs], strength[n_pairs] = length[old], strength[old]

@@ -162,7 +162,7 @@ def measure_cues(entry: UnrankedTree) -> Cues:
     pairs = tree.tree.leaf_of_region[superpixels.edges]
     ancestors = tree.tree.common_ancestors(pairs)
     mean_strength = max(float(superpixels.colour.strength.mean()), 1e-6)
-    least = _MIN_EDGE * mean_strength
+    min_strength = _MIN_EDGE * mean_strength
     lengths = superpixels.edge_lengths_px.astype(np.float64)
 
     def sum_along_boundaries(weights: np.ndarray) -> np.ndarray:
@@ -172,13 +172,13 @@ def measure_cues(entry: UnrankedTree) -> Cues:
 
     border_px = np.maximum(sum_along_boundaries(lengths), 0)
     # Rounding leaves a residue at the root, whose boundary has the length 0.
-    resistance = np.maximum(sum_along_boundaries(lengths / (superpixels.edge_strength + least)), 1e-9)
+    resistance = np.maximum(sum_along_boundaries(lengths / (superpixels.edge_strength + min_strength)), 1e-9)
     height, width = tree.size_hw
     outline_px = tree.border_share * 2 * (height + width)
     persistence = tree.tree.persistence.astype(np.float64)
     positive = persistence[persistence > 0]
     return Cues(
-        edge=np.where(border_px > 0.5, border_px / resistance, least) / mean_strength,
+        edge=np.where(border_px > 0.5, border_px / resistance, min_strength) / mean_strength,
         roughness=(border_px + outline_px) / np.sqrt(tree.area),
         area=tree.area.astype(np.float64),
         fullness=_fullness(tree),

@@ -65,9 +65,9 @@ def partition_labels(image: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
         )
     lab = rgb2lab(image).astype(np.float32)
     row_of, column_of = _cell_of(height, rows), _cell_of(width, columns)
-    place = (row_of, column_of, np.float32(rows / height), np.float32(columns / width))
+    grid = (row_of, column_of, np.float32(rows / height), np.float32(columns / width))
     probs = np.empty((height, width, _CHOICES), np.float32)
-    _choose_by_distance(rows, columns, place, np.float32(_rate(_FIRST_SPREAD)), probs)
+    _choose_by_distance(rows, columns, grid, np.float32(_rate(_FIRST_SPREAD)), probs)
     colours = _patch_colours(lab, probs, rows, columns, row_of, column_of)
 
     patch_px = max(height / rows, width / columns)
@@ -78,7 +78,7 @@ def partition_labels(image: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
     # Coarse strides leave comb artefacts at the borders; the last step, with a stride of 1, removes them.
     steps = [(0, 0.0), *[(coarse_px, _COUPLING)] * _COARSE_STEPS, (1, _COUPLING)]
     for stride_px, coupling in steps:
-        _mean_field_step(lab, colours, place, rates, stride_px, np.float32(coupling), probs, next_probs)
+        _mean_field_step(lab, colours, grid, rates, stride_px, np.float32(coupling), probs, next_probs)
         probs, next_probs = next_probs, probs
     choice = probs.argmax(axis=2)
     labels = (row_of[:, None] + choice // 3 - 1) * columns + column_of[None] + choice % 3 - 1
@@ -189,9 +189,9 @@ def _softmin(energy, out):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _choose_by_distance(rows, columns, place, rate, out):
+def _choose_by_distance(rows, columns, grid, rate, out):
     """Probabilities from distances to patch centres; the energy is `rate` times the squared distance in patches."""
-    row_of, column_of, row_scale, column_scale = place
+    row_of, column_of, row_scale, column_scale = grid
     energy = np.empty(_CHOICES, np.float32)
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
@@ -233,11 +233,11 @@ def _squared_distance(left, right):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _mean_field_step(lab, colours, place, rates, stride, coupling, probs, out):
+def _mean_field_step(lab, colours, grid, rates, stride, coupling, probs, out):
     """One mean-field step from `probs` to `out`; with a stride of 0 there is no pairwise term."""
     height, width, _ = lab.shape
     rows, columns, _ = colours.shape
-    row_of, column_of, row_scale, column_scale = place
+    row_of, column_of, row_scale, column_scale = grid
     rate, colour_rate, pixel_rate, contrast_rate = rates
     reach = _REACH if stride > 0 else 0
     message = np.empty(_CHOICES, np.float32)
