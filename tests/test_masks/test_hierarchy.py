@@ -91,7 +91,7 @@ def test_a_lower_parent_is_raised_to_its_children():
     [
         pytest.param([4, 4, 5, 5, 6, 6, 0], 'one root', id='no root'),
         pytest.param([4, 4, 5, 5, 3, 6, -1], 'parent.i. > i', id='parent before child'),
-        pytest.param([5, 5, 5, 5, 5, -1], '4 labels, the tree 5 leaves', id='a leaf among the inner nodes'),
+        pytest.param([5, 5, 5, 5, 5, -1], '4 labels, but the tree has 5 leaves', id='a leaf among the inner nodes'),
     ],
 )
 def test_what_is_no_tree_over_these_leaves_is_refused(parent, reason):
@@ -155,7 +155,7 @@ def test_numbers_that_a_tree_cannot_have_are_refused(fields, reason):
     ('fields', 'reason'),
     [
         ({'score': np.full(7, 2.0)}, 'score must lie in'),
-        ({'leaf_labels': np.zeros((2, 4), int)}, 'the label map has 1 labels, the tree 4 leaves'),
+        ({'leaf_labels': np.zeros((2, 4), int)}, 'the label map has 1 labels, but the tree has 4 leaves'),
     ],
 )
 def test_a_tree_that_is_changed_is_checked_again(quarters, fields, reason):

@@ -64,8 +64,8 @@ class MaskHierarchy:
         object.__setattr__(self, 'score', score.astype(np.float32, copy=False))
         if len(self.partition) != self.tree.n_leaves:
             raise UnSAMError(
-                f'the label map has {len(self.partition)} labels, but the tree has {self.tree.n_leaves} leaves; label i '
-                'must be node i of the tree, a leaf'
+                f'the label map has {len(self.partition)} labels, but the tree has {self.tree.n_leaves} leaves; '
+                'expected one leaf for each label'
             )
         if sizes := {tree.size_hw for tree in self.alternatives} - {self.size_hw}:
             raise UnSAMError(
