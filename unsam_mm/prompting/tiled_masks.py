@@ -10,11 +10,11 @@ from pycocotools import mask as coco_mask
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.ops import box_intersections
 from unsam_mm.masks.rle import Rle, decode_rles, encode_crop
-from unsam_mm.prompting.windows import Window, WindowPyramid, upsample_mask
+from unsam_mm.prompting.tile_pyramid import Tile, TilePyramid, upsample_mask
 
-_SAME_IOU = 0.8  # masks of two windows with a larger IoU are duplicates
+_SAME_IOU = 0.8  # masks of two tiles with a larger IoU are duplicates
 _INSIDE = 0.95  # fraction of a mask that its parent contains; boundaries of different levels differ by pixels
-_SLACK_PX = 4  # additional margin for a mask to be assigned to a finer window
+_SLACK_PX = 4  # additional margin for a mask to be assigned to a finer tile
 _PARENTS_AT_ONCE = 8  # candidates for a parent that are compared at once, smallest first
 _SPARE = 4  # the worst masks are removed once there are more than this many times the wanted number
 
@@ -28,50 +28,50 @@ class _Found:
     stability: float
     area: int
     box_xyxy: tuple[int, int, int, int]
-    window: Window
+    tile: Tile
 
 
 class PlaneMasks:
-    """Collects the best masks of all windows of a plane as RLEs of the plane.
+    """Collects the best masks of all tiles of a plane as RLEs of the plane.
 
-    A mask is accepted only from the window whose centre is nearest to the centre of the mask, if it has a margin to the
-    sides of that window inside the plane, and if no finer window contains it. Of duplicates in different windows, the
-    mask of the finer or earlier window is kept; of duplicates in one window, the better mask. Scores are normalised in
-    each window, so scores of different windows are comparable only for windows of similar content.
+    A mask is accepted only from the tile whose centre is nearest to the centre of the mask, if it has a margin to the
+    sides of that tile inside the plane, and if no finer tile contains it. Of duplicates in different tiles, the
+    mask of the finer or earlier tile is kept; of duplicates in one tile, the better mask. Scores are normalised in
+    each tile, so scores of different tiles are comparable only for tiles of similar content.
 
     Args:
-        pyramid: The windows of the plane.
+        pyramid: The tiles of the plane.
         max_masks: Maximum number of masks.
-        max_iou: Of two masks with a larger IoU one is kept; at most 0.8 for masks of different windows.
+        max_iou: Of two masks with a larger IoU one is kept; at most 0.8 for masks of different tiles.
     """
 
-    def __init__(self, pyramid: WindowPyramid, max_masks: int, max_iou: float) -> None:
+    def __init__(self, pyramid: TilePyramid, max_masks: int, max_iou: float) -> None:
         self._pyramid, self._max_masks, self._max_iou = pyramid, max_masks, max_iou
         self._found: list[_Found] = []
         self._boxes = np.zeros((0, 4), np.int64)  # boxes of `_found`
 
-    def add(self, window: Window, masks: MaskSet, stability: np.ndarray, min_area_px: int) -> None:
-        """Adds the masks of one window; windows must be added from the finest level to the coarsest.
+    def add(self, tile: Tile, masks: MaskSet, stability: np.ndarray, min_area_px: int) -> None:
+        """Adds the masks of one tile; tiles must be added from the finest level to the coarsest.
 
         Args:
-            window: The window.
-            masks: Masks in pixels of the window.
+            tile: The tile.
+            masks: Masks in pixels of the tile.
             stability: (N,) stability of the masks.
             min_area_px: Masks with a smaller area on the plane are removed.
         """
-        owned = np.flatnonzero([self._is_owned(window, box) for box in masks.boxes_xyxy])
-        # Only masks that overlap the window, and those added here, can be duplicates.
-        before = _overlapping(self._boxes, window.to_plane(np.array([0, 0, window.width, window.height])))
+        owned = np.flatnonzero([self._is_owned(tile, box) for box in masks.boxes_xyxy])
+        # Only masks that overlap the tile, and those added here, can be duplicates.
+        before = _overlapping(self._boxes, tile.to_plane(np.array([0, 0, tile.width, tile.height])))
         near = [self._found[i] for i in before]
         boxes = np.concatenate([self._boxes[before], np.zeros((len(owned), 4), np.int64)])
         areas = np.array([mask.area for mask in near] + [0] * len(owned), np.int64)
         for i in owned:
-            crop = upsample_mask(decode_rles([masks.rles[i]], masks.size_hw)[0], window, self._pyramid.size_hw)
+            crop = upsample_mask(decode_rles([masks.rles[i]], masks.size_hw)[0], tile, self._pyramid.size_hw)
             if (area := crop.area) < min_area_px:
                 continue
             rle = encode_crop(crop.bitmap, crop.top, crop.left, self._pyramid.size_hw)
             score = float(masks.scores[i])
-            mask = _Found(rle, score, float(stability[i]), area, crop.box_xyxy, window)
+            mask = _Found(rle, score, float(stability[i]), area, crop.box_xyxy, tile)
             alike = _may_overlap(boxes[: len(near)], areas[: len(near)], mask, min(self._max_iou, _SAME_IOU))
             if (same := self._same_as(mask, [near[j] for j in alike])) is None:
                 boxes[len(near)], areas[len(near)] = mask.box_xyxy, area
@@ -94,22 +94,22 @@ class PlaneMasks:
     def _same_as(self, mask: _Found, near: list[_Found]) -> _Found | None:
         """The duplicate of a mask among others, if any."""
         overlaps = _shares(mask.rle, [other.rle for other in near], of_first=False)
-        limits = [self._max_iou if other.window == mask.window else min(self._max_iou, _SAME_IOU) for other in near]
+        limits = [self._max_iou if other.tile == mask.tile else min(self._max_iou, _SAME_IOU) for other in near]
         return near[int(overlaps.argmax())] if (overlaps > limits).any() else None
 
     def _best(self) -> list[_Found]:
         return sorted(self._found, key=lambda mask: -mask.score)[: self._max_masks]
 
-    def _is_owned(self, window: Window, box_xyxy: np.ndarray) -> bool:
-        """True if a mask with this box is assigned to this window."""
-        box = window.to_plane(box_xyxy.astype(float))
+    def _is_owned(self, tile: Tile, box_xyxy: np.ndarray) -> bool:
+        """True if a mask with this box is assigned to this tile."""
+        box = tile.to_plane(box_xyxy.astype(float))
         centre = (box[:2] + box[2:]) / 2
-        if self._pyramid.window_at(window.level, centre) != window or not window.holds(box, window.rim_px):
+        if self._pyramid.tile_at(tile.level, centre) != tile or not tile.contains(box, tile.rim_px):
             return False
-        if window.level == 0:
+        if tile.level == 0:
             return True
-        finer = self._pyramid.window_at(window.level - 1, centre)
-        return not finer.holds(box, finer.rim_px + _SLACK_PX)
+        finer = self._pyramid.tile_at(tile.level - 1, centre)
+        return not finer.contains(box, finer.rim_px + _SLACK_PX)
 
 
 def _parents(masks: list[_Found]) -> np.ndarray:
