@@ -45,7 +45,7 @@ class TrainingPrompts:
         masks: The N masks.
         mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
         chosen: (P,) long, the mask that each prompt was drawn from; None if the image has no mask.
-        single_target: (P,) bool, True for prompts with a granularity or with simulated corrections: all their tokens
+        has_single_target: (P,) bool, True for prompts with a granularity or with simulated corrections: all their tokens
             learn their overlap with the chosen mask. None if the image has no mask.
         details: Details of the prompts, for a batch of one image; None if there are none.
     """
@@ -56,7 +56,7 @@ class TrainingPrompts:
     masks: BitMasks
     mask_boxes: Tensor
     chosen: Tensor | None = None
-    single_target: Tensor | None = None
+    has_single_target: Tensor | None = None
     details: PromptDetails | None = None
 
     @property
@@ -217,9 +217,11 @@ def corrected(
     targets = list(prompts.targets)
     for row in rows.tolist():
         targets[row] = prompts.chosen[row : row + 1]
-    single_target = prompts.single_target.clone()
-    single_target[rows] = True
-    return replace(prompts, boxes=starts, types=types, details=details, targets=targets, single_target=single_target)
+    has_single_target = prompts.has_single_target.clone()
+    has_single_target[rows] = True
+    return replace(
+        prompts, boxes=starts, types=types, details=details, targets=targets, has_single_target=has_single_target
+    )
 
 
 def _most_similar(masks: Tensor, true_masks: Tensor) -> Tensor:
