@@ -86,7 +86,7 @@ def test(args: argparse.Namespace) -> None:
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
     else:
-        from unsam_mm.engine.checkpoints import check_start
+        from unsam_mm.engine.resuming import check_start
 
         check_start(checkpoint, runner.model)
     _measure(args, runner, data_sets, checkpoint)

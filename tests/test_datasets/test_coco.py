@@ -159,7 +159,7 @@ def damaged(content, part, number, **changes):
         (
             lambda c: damaged(c, 'images', 0, file_name='x.png'),
             ImageError,
-            r'holds no x.png .* set data_root, or data_pr',
+            r'contains no x.png .* set data_root, or data_pr',
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_an_image_without_annotation_has_no_objects(tmp_path, content):
 
 
 def test_a_missing_folder_of_drawings_is_named(tmp_path, content):
-    with pytest.raises(ImageError, match=r'none: holds no one\.png, .* set data_prefix\.seg'):
+    with pytest.raises(ImageError, match=r'none: contains no one\.png, .* set data_prefix\.seg'):
         opened(tmp_path, content, seg='none')
 
 

@@ -243,7 +243,7 @@ def test_ground_truth_for_absent_images_is_refused(image_folder, ann_file):
         ),
         pytest.param({'ann_file': 'absent.json'}, StoreError, 'no such file', id='no annotation file'),
         pytest.param({'split': 'test'}, UnSAMError, "split must be one of .*, got 'test'", id='unknown split'),
-        pytest.param({'data_root': ['a', 'b']}, UnSAMError, 'takes one folder', id='two folders'),
+        pytest.param({'data_root': ['a', 'b']}, UnSAMError, 'accepts one folder', id='two folders'),
         pytest.param({'held_out_fraction': 1.5}, UnSAMError, 'between 0 and 1, got 1.5', id='fraction'),
     ],
 )

@@ -134,7 +134,7 @@ def test_inconsistent_tokens_are_refused(predictor):
 
 def test_the_model_has_no_region_tree(predictor, coins_tree):
     assert predictor.hierarchy.size_hw == predictor.engine.size_hw
-    with pytest.raises(UnSAMError, match='takes no region tree'):
+    with pytest.raises(UnSAMError, match='accepts no region tree'):
         predictor.set_hierarchy(coins_tree)
 
 

@@ -128,7 +128,7 @@ def test_a_training_checkpoint_is_exported(net, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ({'state_dict': {'backbone.weight': torch.zeros(1)}}, 'holds no region model'),
+        ({'state_dict': {'backbone.weight': torch.zeros(1)}}, 'contains no region model'),
         ({'state_dict': {'net.pair.weight': torch.zeros(3, 27)}}, 'another version'),
     ],
 )

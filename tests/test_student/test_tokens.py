@@ -127,7 +127,7 @@ def test_a_file_gives_back_what_was_saved_and_nothing_else_is_left(cup, tmp_path
 def test_a_file_without_masks_has_tokens_but_no_masks(cup, tmp_path):
     cup[0].save(tmp_path / 'cup.npz')
     assert len(RegionTokens.load(tmp_path / 'cup.npz')) == 80
-    with pytest.raises(StoreError, match='cup.npz: holds no mask_areas_px'):
+    with pytest.raises(StoreError, match='cup.npz: contains no mask_areas_px'):
         TokenMasks.load(tmp_path / 'cup.npz')
 
 
@@ -161,7 +161,7 @@ def _bytes_changed(path):
         (lambda path: path.write_bytes(b'PK junk'), 'not a .npz file; remove it and make it again'),
         (_one_array, 'not a .npz file; remove it and make it again'),
         (_folder, r'cannot be read \(Is a directory\)'),
-        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'holds no format'),
+        (lambda path: np.savez(path, labels=np.zeros((2, 2))), 'contains no format'),
         (lambda path: np.savez(path, **{**dict(np.load(path)), 'format': 99}), 'has format 99, expected 1'),
         (
             lambda path: np.savez(path, **{**dict(np.load(path)), 'labels': np.array([{}])}),
@@ -190,8 +190,8 @@ def changed(values, at, value):
 @pytest.mark.parametrize(
     ('name', 'change', 'reason'),
     [
-        ('tree_orders', lambda v: changed(v, (0, 0), 65535), 'tree_orders must hold each of the 80 regions once'),
-        ('tree_orders', lambda v: changed(v, (0, 0), v[0, 1]), 'tree_orders must hold each of the 80 regions once'),
+        ('tree_orders', lambda v: changed(v, (0, 0), 65535), 'tree_orders must contain each of the 80 regions once'),
+        ('tree_orders', lambda v: changed(v, (0, 0), v[0, 1]), 'tree_orders must contain each of the 80 regions once'),
         ('tree_orders', lambda v: v.astype(np.int64), 'tree_orders must be uint16 with 2 axes'),
         ('tree_orders', lambda v: v[:0], 'does not match the other fields'),
         ('tree_heights', lambda v: v[:, :-1], 'tree_heights .* does not match the other fields'),

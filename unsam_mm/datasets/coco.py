@@ -84,7 +84,7 @@ class UnSAMCocoDataset(LazyDataset):
             self._without_folders = True
             if not all((self.image_root / PurePosixPath(name).name).is_file() for name in names):
                 raise ImageError(
-                    f'{self.image_root}: holds no {names[0]} or no {names[1]}, which {self.ann_file} lists; '
+                    f'{self.image_root}: contains no {names[0]} or no {names[1]}, which {self.ann_file} lists; '
                     f'set data_root, or data_prefix.img for the folder of the images below it{self.advice}'
                 )
         return len(self._index.images)
@@ -144,7 +144,7 @@ class UnSAMCocoPanopticDataset(UnSAMCocoDataset):
         for record in self._records(0):
             if not (self.segment_root / record['file_name']).is_file():
                 raise ImageError(
-                    f'{self.segment_root}: holds no {record["file_name"]}, which {self.ann_file} lists; '
+                    f'{self.segment_root}: contains no {record["file_name"]}, which {self.ann_file} lists; '
                     f'set data_prefix.seg for the folder of the PNG files{self.advice}'
                 )
         return count

@@ -21,7 +21,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.checkpoints import POINTER, unwrapped
+from unsam_mm.engine.resuming import POINTER, unwrapped
 from unsam_mm.engine.round_labels import RoundLabels, check_names, label_images, label_source
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
 from unsam_mm.errors import StoreError, UnSAMError

@@ -53,7 +53,7 @@ class Engine:
         Raises:
             UnSAMError: If the engine is not 'tree'.
         """
-        raise UnSAMError(f"the engine {self.name!r} takes no region tree; use UnSAMPredictor(engine='tree')")
+        raise UnSAMError(f"the engine {self.name!r} accepts no region tree; use UnSAMPredictor(engine='tree')")
 
     def reset_image(self) -> None:
         """Removes the image."""

@@ -48,7 +48,7 @@ class LazyPlane:
     ) -> None:
         arrays = list(pixels) if isinstance(pixels, Sequence) else [pixels]
         if not arrays:
-            raise ImageError(f'{name}: expected an array or several, got an empty list')
+            raise ImageError(f'{name}: expected at least one array, got an empty list')
         for array in arrays:
             _check_shape(array, name)
         self.size_hw: tuple[int, int] = tuple(int(side) for side in arrays[0].shape[:2])
@@ -65,7 +65,7 @@ class LazyPlane:
         """(H, W, 3) uint8 RGB pixels of a tile.
 
         Raises:
-            ImageError: If the values are not numbers.
+            ImageError: If the values are not real numbers.
         """
         level = max(level for level in self._levels if level <= tile.level)
         array, factor = self._levels[level], 1 << (tile.level - level)
@@ -109,7 +109,9 @@ class LazyPlane:
     def _values(self, array: LazyArray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         values = np.asarray(array[y0:y1, x0:x1])
         if values.dtype.kind not in 'buif':
-            raise ImageError(f'{self._name}: dtype {values.dtype} is not a number; convert it to integers or floats')
+            raise ImageError(
+                f'{self._name}: pixels of dtype {values.dtype} are not real numbers; convert it to integers or floats'
+            )
         if values.ndim == 3:
             values = values[..., 0] if values.shape[2] == 1 else values[..., :3]
         return np.nan_to_num(values, posinf=0, neginf=0) if values.dtype.kind == 'f' else values
@@ -120,8 +122,8 @@ class LazyPlane:
         # Sides may be rounded up or down at each level; either way they are less than one pixel off.
         if (np.abs(np.divide(self.size_hw, 1 << level) - array.shape[:2]) > 1).any():
             raise ImageError(
-                f'{self._name}: an array of {array.shape[:2]} px is not {self.size_hw} px downsampled by a power of two; '
-                'pass such arrays, or the first array alone'
+                f'{self._name}: an array of {array.shape[:2]} px is not the first one, of {self.size_hw} px, '
+                'downsampled by a power of two; pass a pyramid with the factors 1, 2, 4, ..., or only the first array'
             )
         return level
 

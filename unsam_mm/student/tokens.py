@@ -80,7 +80,7 @@ class RegionTokens:
         if len(areas) > n_tokens or (areas != self.areas_px).any() or not areas.all():
             raise UnSAMError('areas_px differ from the areas of the labels, or a region has no pixel')
         if (np.sort(self.tree_orders, axis=1) != np.arange(n_tokens)).any():
-            raise UnSAMError(f'tree_orders must hold each of the {n_tokens} regions once in every row')
+            raise UnSAMError(f'tree_orders must contain each of the {n_tokens} regions once in every row')
         self._check_ranges()
         self._check_edges()
 
@@ -211,7 +211,7 @@ def _made(kind: type, path: str | Path, prefix: str) -> Any:
     stored = [prefix + name for name in names]
     found = _read(path, [*stored, 'format'])
     if missing := sorted(set(stored) - found.keys()):
-        raise StoreError(f'{path}: holds no {missing[0]}; expected a file of region tokens; make it again')
+        raise StoreError(f'{path}: contains no {missing[0]}; expected a file of region tokens; make it again')
     try:
         return kind(**{name: found[prefix + name] for name in names})
     except UnSAMError as error:
@@ -226,7 +226,7 @@ def _read(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
         raise StoreError(f'{path}: no such file; make it with RegionTokenizer') from error
     number = found.get('format')
     if number is None:
-        raise StoreError(f'{path}: holds no format; expected a file of region tokens; make it again')
+        raise StoreError(f'{path}: contains no format; expected a file of region tokens; make it again')
     if number.shape or number.dtype.kind not in 'iu' or number != _FORMAT:
         raise StoreError(f'{path}: has format {str(number)[:20]}, expected {_FORMAT}; make it again')
     return found

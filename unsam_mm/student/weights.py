@@ -28,7 +28,7 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedRegions:
+class TrainedModel:
     """A trained network and the tokens that it was trained on.
 
     Attributes:
@@ -82,7 +82,7 @@ def save_weights(
         file.write(content)
 
 
-def load_weights(path: str | Path) -> TrainedRegions:
+def load_weights(path: str | Path) -> TrainedModel:
     """Reads a file that `save_weights` wrote.
 
     Raises:
@@ -111,7 +111,7 @@ def load_weights(path: str | Path) -> TrainedRegions:
         notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
         if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
             raise ValueError(f'n_tokens is {n_tokens}, expected 1..{MAX_TOKENS}, or the notes are no dictionary')
-        return TrainedRegions(net, GeneratorSettings(**settings), n_tokens, notes)
+        return TrainedModel(net, GeneratorSettings(**settings), n_tokens, notes)
     except _NO_NETWORK as error:
         raise WeightsError(
             f'{path}: the parts do not belong together ({explained(error)}); export the checkpoint again'
@@ -150,12 +150,12 @@ def net_of_checkpoint(path: str | Path) -> RegionNet:
         raise WeightsError(f'{path}: no such checkpoint') from error
     except Exception as error:
         raise WeightsError(
-            f'{path}: cannot be read ({explained(error)}); give latest.pth, which holds only weights'
+            f'{path}: cannot be read ({explained(error)}); give latest.pth, which contains only weights'
         ) from error
     state = content.get('state_dict', content) if isinstance(content, dict) else {}
     state = {name.removeprefix('net.'): values for name, values in state.items() if name.startswith('net.')}
     if not state:
-        raise WeightsError(f'{path}: holds no region model; give a checkpoint of a training with configs/unsam_s.py')
+        raise WeightsError(f'{path}: contains no region model; give a checkpoint of a training with configs/unsam_s.py')
     try:
         return _net_of(state)[0]
     except _NO_NETWORK as error:
