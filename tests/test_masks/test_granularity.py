@@ -71,7 +71,7 @@ def _from_tiles(bitmaps, tmp_path):
     found = PlaneMasks(pyramid, max_masks=10, max_iou=0.9)
     (tile,) = pyramid.tiles(0)
     found.add(tile, MaskSet.from_bitmaps(bitmaps), np.ones(len(bitmaps)), 1)
-    return found.finished()[0]
+    return found.result()[0]
 
 
 @pytest.mark.parametrize('made', [_from_bitmaps, _from_hierarchy, _from_store, _from_tiles])

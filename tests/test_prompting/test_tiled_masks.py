@@ -31,7 +31,7 @@ def joined(size_hw, count, side_px, max_masks=10_000, max_iou=0.95, with_large=T
         for tile in pyramid.tiles(level):
             masks = rectangles(rng, tile, count, side_px, with_large)
             found.add(tile, masks, np.ones(count, np.float32), min_area_px=4)
-    return found.finished()[0]
+    return found.result()[0]
 
 
 @pytest.mark.parametrize('max_masks', [30, 10_000], ids=['few are kept', 'all are kept'])

@@ -77,7 +77,7 @@ class UnSAMSelfTrainingHook(Hook):
     def __post_init__(self) -> None:
         given, self.at_iters = self.at_iters, list(self.at_iters)
         if not self.at_iters or self.at_iters != sorted({*self.at_iters}) or self.at_iters[0] < 0:
-            raise UnSAMError(f'at_iters must be rising iterations from 0 on, got {given}')
+            raise UnSAMError(f'at_iters must be iterations in increasing order, from 0 on, got {given}')
         if self.weights not in WEIGHTS:
             raise UnSAMError(f'weights must be one of {WEIGHTS}, got {self.weights!r}')
 

@@ -37,8 +37,8 @@ def prompt_losses(
 
     The target masks of a prompt are matched one to one with its tokens, by costs with the weights of the losses;
     unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. The unmatched tokens of
-    prompts with `has_single_target` also learn their overlap with the chosen mask, at uniformly random points; together the
-    unmatched tokens of a prompt count as one pair.
+    prompts with `all_tokens_scored` also learn their overlap with the chosen mask, at uniformly random points; together
+    the unmatched tokens of a prompt count as one pair.
 
     Args:
         layers: Predictions on one image after each layer.
@@ -74,7 +74,7 @@ def _layer_losses(
         'loss_giou': (1 - bbox_overlaps(corners, target_corners, mode='giou', is_aligned=True)).sum(),
         'loss_iou': (predicted.overlaps[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
     }
-    if prompts.has_single_target is not None and prompts.has_single_target.any():
+    if prompts.all_tokens_scored is not None and prompts.all_tokens_scored.any():
         sums['loss_iou'] = sums['loss_iou'] + _unmatched_loss(predicted, prompts, at_points, (rows, tokens))
     return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
 
@@ -85,11 +85,11 @@ def _unmatched_loss(
     at_points: tuple[Tensor, Tensor],
     pairs: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Loss of the predicted overlaps of unmatched tokens, for prompts with `has_single_target`."""
+    """Loss of the predicted overlaps of unmatched tokens, for prompts with `all_tokens_scored`."""
     sampled, truth = at_points
     unmatched = torch.ones_like(predicted.overlaps, dtype=torch.bool)
     unmatched[pairs] = False
-    rows = prompts.has_single_target.nonzero()[:, 0]
+    rows = prompts.all_tokens_scored.nonzero()[:, 0]
     with torch.no_grad(), torch.autocast(sampled.device.type, enabled=False):
         probability = (predicted.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
         target = truth[prompts.chosen[rows]][:, None]

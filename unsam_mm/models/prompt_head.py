@@ -267,7 +267,7 @@ class UnSAMPromptHead(BaseModule):
                     rounds=int(torch.randint(1, settings.correction_rounds + 1, ())),
                     earlier_mask_prob=settings.earlier_mask_prob,
                     feature_hw=tuple(image.mask_feature.shape[2:]),
-                    answer=partial(self._logits, image),
+                    predict_masks=partial(self._logits, image),
                 )
         if prompts.details is not None:
             self.details.trained.fill_(True)

@@ -181,7 +181,7 @@ class RegionSource:
             nested_sets.append(replace(nested, log_prior=_combined(nested.log_prior, from_model)))
         log_priors = _combined(log_tree_priors, log_scores)
         predicted = [
-            NestedMasks(self._regions, np.where(held, 0, 1), log_priors[[i]]) for i, held in enumerate(members)
+            NestedMasks(self._regions, np.where(inside, 0, 1), log_priors[[i]]) for i, inside in enumerate(members)
         ]
         return nested_sets + predicted
 

@@ -167,7 +167,7 @@ class TiledEngine(WrappedEngine):
                 if engine is not None:
                     least_px = max(min_area_px // tile.scale**2, 1)
                     found.add(tile, *engine.all_masks(max_masks, least_px, points_per_side, max_iou), min_area_px)
-        return found.finished()
+        return found.result()
 
     def embedding(self) -> dict[str, np.ndarray]:
         """The embeddings of the cached tiles."""

@@ -20,7 +20,7 @@ _SPARE = 4  # the worst masks are removed once there are more than this many tim
 
 
 @dataclass(eq=False)
-class _Found:
+class _PlaneMask:
     """One mask with its attributes."""
 
     rle: Rle
@@ -47,7 +47,7 @@ class PlaneMasks:
 
     def __init__(self, pyramid: TilePyramid, max_masks: int, max_iou: float) -> None:
         self._pyramid, self._max_masks, self._max_iou = pyramid, max_masks, max_iou
-        self._found: list[_Found] = []
+        self._found: list[_PlaneMask] = []
         self._boxes = np.zeros((0, 4), np.int64)  # boxes of `_found`
 
     def add(self, tile: Tile, masks: MaskSet, stability: np.ndarray, min_area_px: int) -> None:
@@ -71,7 +71,7 @@ class PlaneMasks:
                 continue
             rle = encode_crop(crop.bitmap, crop.top, crop.left, self._pyramid.size_hw)
             score = float(masks.scores[i])
-            mask = _Found(rle, score, float(stability[i]), area, crop.box_xyxy, tile)
+            mask = _PlaneMask(rle, score, float(stability[i]), area, crop.box_xyxy, tile)
             alike = _may_overlap(boxes[: len(near)], areas[: len(near)], mask, min(self._max_iou, _SAME_IOU))
             if (same := self._same_as(mask, [near[j] for j in alike])) is None:
                 boxes[len(near)], areas[len(near)] = mask.box_xyxy, area
@@ -84,20 +84,20 @@ class PlaneMasks:
             self._found = self._best()
             self._boxes = _boxes_of(self._found)
 
-    def finished(self) -> tuple[MaskSet, np.ndarray]:
+    def result(self) -> tuple[MaskSet, np.ndarray]:
         """The masks, best first, and their (N,) float32 stability; a parent contains at least 95 % of a mask."""
         best = self._best()
         rles, scores = [mask.rle for mask in best], [mask.score for mask in best]
         masks = MaskSet.from_rles(rles, scores, self._pyramid.size_hw, _parents(best))
         return masks, np.array([mask.stability for mask in best], np.float32)
 
-    def _same_as(self, mask: _Found, near: list[_Found]) -> _Found | None:
+    def _same_as(self, mask: _PlaneMask, near: list[_PlaneMask]) -> _PlaneMask | None:
         """The duplicate of a mask among others, if any."""
-        overlaps = _shares(mask.rle, [other.rle for other in near], of_first=False)
+        overlaps = _overlap_ratios(mask.rle, [other.rle for other in near], of_first=False)
         limits = [self._max_iou if other.tile == mask.tile else min(self._max_iou, _SAME_IOU) for other in near]
         return near[int(overlaps.argmax())] if (overlaps > limits).any() else None
 
-    def _best(self) -> list[_Found]:
+    def _best(self) -> list[_PlaneMask]:
         return sorted(self._found, key=lambda mask: -mask.score)[: self._max_masks]
 
     def _is_owned(self, tile: Tile, box_xyxy: np.ndarray) -> bool:
@@ -112,7 +112,7 @@ class PlaneMasks:
         return not finer.contains(box, finer.rim_px + _SLACK_PX)
 
 
-def _parents(masks: list[_Found]) -> np.ndarray:
+def _parents(masks: list[_PlaneMask]) -> np.ndarray:
     """(N,) int64 index of the smallest larger mask that contains at least 95 % of each mask, or -1."""
     parents = np.full(len(masks), -1, np.int64)
     order = np.argsort([mask.area for mask in masks], kind='stable')
@@ -123,19 +123,21 @@ def _parents(masks: list[_Found]) -> np.ndarray:
             box_intersections(boxes[first:], np.array(mask.box_xyxy)) >= _INSIDE * mask.area
         )
         for some in np.split(larger, range(_PARENTS_AT_ONCE, len(larger), _PARENTS_AT_ONCE)):
-            holding = order[some][_shares(mask.rle, [masks[j].rle for j in order[some]], of_first=True) >= _INSIDE]
-            if len(holding):
-                parents[i] = holding[0]
+            containing = order[some][
+                _overlap_ratios(mask.rle, [masks[j].rle for j in order[some]], of_first=True) >= _INSIDE
+            ]
+            if len(containing):
+                parents[i] = containing[0]
                 break
     return parents
 
 
-def _boxes_of(masks: list[_Found]) -> np.ndarray:
+def _boxes_of(masks: list[_PlaneMask]) -> np.ndarray:
     """(N, 4) int64 bounding boxes of masks, x0, y0, x1, y1."""
     return np.array([mask.box_xyxy for mask in masks], np.int64).reshape(-1, 4)
 
 
-def _may_overlap(boxes: np.ndarray, areas: np.ndarray, mask: _Found, min_iou: float) -> np.ndarray:
+def _may_overlap(boxes: np.ndarray, areas: np.ndarray, mask: _PlaneMask, min_iou: float) -> np.ndarray:
     """Indices of masks, given by (N, 4) boxes and (N,) areas, whose IoU with a mask may exceed a minimum; ascending."""
     shared = np.minimum(box_intersections(boxes, np.array(mask.box_xyxy)), np.minimum(areas, mask.area))
     return np.flatnonzero(shared > min_iou * (areas + mask.area - shared))
@@ -147,7 +149,7 @@ def _overlapping(boxes: np.ndarray, box_xyxy: tuple[int, int, int, int]) -> np.n
     return np.flatnonzero(((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1))
 
 
-def _shares(rle: Rle, others: list[Rle], of_first: bool) -> np.ndarray:
+def _overlap_ratios(rle: Rle, others: list[Rle], of_first: bool) -> np.ndarray:
     """(N,) intersections of a mask with others, divided by the area of the mask if `of_first`, else by the unions."""
     if not others:
         return np.zeros(0)

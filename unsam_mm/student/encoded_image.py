@@ -244,8 +244,8 @@ class EncodedImage:
     ) -> None:
         """For each click that a mask violates, adds the mask of that click to it or subtracts it, in place.
 
-        `click_masks` are (Q, L) masks predicted for single clicks on the (Q,) `seeds`. The mask of a click is the best of
-        those that contain its region and no region of the other kind.
+        `click_masks` are (Q, L) masks predicted for single clicks on the (Q,) `seeds`. The mask of a click is the best
+        of those that contain its region and no region of the other kind.
         """
         for region in np.unique(seeds):
             opposite = prompt.negative if region in prompt.positive else prompt.positive

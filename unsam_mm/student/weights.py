@@ -18,7 +18,7 @@ from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.pseudo_masks.setting_names import current_settings
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import OTHER_DISTANCES
-from unsam_mm.student.prompts import MARKS
+from unsam_mm.student.prompts import EXTRA_CHANNELS
 from unsam_mm.student.tokens import MAX_TOKENS
 
 FORMAT = 'unsam-region-model-1'
@@ -175,7 +175,7 @@ def _net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     )
     prompt_channels, pair_channels = state['pair.weight'].shape
     distances = state['pair_bias.0.weight'].shape[1]
-    trees = pair_channels - 2 * distances - MARKS
+    trees = pair_channels - 2 * distances - EXTRA_CHANNELS
     if trees != distances - OTHER_DISTANCES:
         raise UnSAMError(f'{pair_channels} channels of pairs do not match {distances} distances')
     # The first layer has two input channels for each feature, and a fixed number of others.
