@@ -160,8 +160,8 @@ def sort_options(
             of_benchmarks[name].append(rest)
         elif name in BENCHMARKS:
             raise UnSAMError(
-                f'{pair}: {name} is not to be run; add it to --benchmarks, or for the test set of the config write '
-                f'--cfg-options {rest}'
+                f'{pair}: {name} is not among the benchmarks to run; add it to --benchmarks, or for the test set of the '
+                f'config write --cfg-options {rest}'
             )
         elif of_benchmarks and name in ('test_dataloader', 'test_evaluator'):
             for options in of_benchmarks.values():

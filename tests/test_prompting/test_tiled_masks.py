@@ -59,7 +59,7 @@ def test_a_parent_is_the_smallest_of_all_masks_that_hold_a_mask():
 
 def test_a_mask_is_compared_with_its_neighbours_and_not_with_all(monkeypatch):
     """Small masks all over a plane: each has few neighbours, whatever the size of the plane."""
-    n_compared, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._shares
+    n_compared, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._overlap_ratios
 
     def counted_boxes(boxes, box_xyxy):
         n_compared[0] += len(boxes)
@@ -70,7 +70,7 @@ def test_a_mask_is_compared_with_its_neighbours_and_not_with_all(monkeypatch):
         return shares(rle, others, of_first)
 
     monkeypatch.setattr(tiled_masks, '_overlapping', counted_boxes)
-    monkeypatch.setattr(tiled_masks, '_shares', counted_shares)
+    monkeypatch.setattr(tiled_masks, '_overlap_ratios', counted_shares)
     masks = joined((128, 128 * 60), 12, 15, with_large=False)
     assert len(masks) > 600
     assert n_compared[0] < len(masks) ** 2 / 5

@@ -104,8 +104,8 @@ class DetectorEngine(Engine):
         dataloader = settings.get('test_dataloader')
         loaders, resizes = (list(steps_of_type(dataloader, *names)) for names in (LOADERS, _RESIZES))
         scales = [_scale_of(step, config) for step in resizes or ([{}] if loaders else [])]
-        takes_rgb = (settings.model.get('data_preprocessor') or {}).get('rgb_to_bgr')
-        order = loaded_order(loaders[0]) if loaders else 'rgb' if takes_rgb else None
+        expects_rgb = (settings.model.get('data_preprocessor') or {}).get('rgb_to_bgr')
+        order = loaded_order(loaders[0]) if loaders else 'rgb' if expects_rgb else None
         return cls(model, scales[0] if scales else _SCALE, device, order)
 
     @property
@@ -161,7 +161,7 @@ class DetectorEngine(Engine):
             masks = self._full_size(logits)
             order = np.argsort(-scores, kind='stable')
         else:
-            logits, scores = self._ask_each(prompt)
+            logits, scores = self._predict_each(prompt)
             masks = self._full_size(logits)
             order = _ranked(masks, scores, prompt, earlier)
         if granularity is not None:
@@ -176,7 +176,7 @@ class DetectorEngine(Engine):
         best = scores.reshape(count, -1).argmax(axis=1) + np.arange(count) * (len(scores) // count)
         return logits[torch.from_numpy(best).to(logits.device)], scores[best]
 
-    def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
+    def _predict_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
         """Masks for each positive click and for the box as separate prompts."""
         answers = []
         if prompt.positive.any():
