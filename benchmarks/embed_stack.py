@@ -48,7 +48,7 @@ def main() -> None:
         resumed.run('cancelled at half', stop_at=0.5)
         report = resumed.run('resumed')
         resumed.run('once more')
-        whole = at_once.run('a run that nobody stopped')
+        whole = at_once.run('a run without interruption')
         mb = resumed.store.size_bytes / 1e6
         print(f'{mb:.1f} MB on disk, {mb / len(planes):.2f} MB a plane')
         same = whole.keys == report.keys and all(

@@ -34,7 +34,7 @@ class Inputs:
 
     def __post_init__(self) -> None:
         if self.ground_truth and not self.images:
-            raise UnSAMError(f'{self.ground_truth} describes images: say with --images where they are')
+            raise UnSAMError(f'{self.ground_truth} needs the folder of its images: give --images')
 
     def paths(self) -> list[Path]:
         """The first `count` images."""

@@ -89,22 +89,22 @@ def _kill_generate(folder: Path, workers: int, n_moments: int, moments: random.R
         for name in now:
             store.read(name)
         noted, old = Quarantine(out).names(), noted
-        at_work = len(noted - old)
-        if lost or at_work > workers:
-            print(f'moment {moment}: {len(lost)} lost or done again, {at_work} at work')
+        in_progress = len(noted - old)
+        if lost or in_progress > workers:
+            print(f'moment {moment}: {len(lost)} lost or processed again, {in_progress} in progress')
             return 1
-        again += at_work
+        again += in_progress
         began += process.returncode == -signal.SIGKILL
         finished = now
-        print(f'moment {moment}: {len(now)} images finished, {at_work} at work, nothing lost')
+        print(f'moment {moment}: {len(now)} images finished, {in_progress} in progress, nothing lost')
     subprocess.run(command, check=True, capture_output=True)
     command[5] = str(folder / 'quiet')
     subprocess.run(command, check=True, capture_output=True)
     same = _contents(out) == _contents(folder / 'quiet')
     kept = all(_written(store)[name] == time_ns for name, time_ns in finished.items())
     print(
-        f'{began} kills, {workers} worker(s): {again} images were at work and done again, none of {len(finished)} finished '
-        f'ones was lost or done again: {kept}; the same files as without kills: {same}'
+        f'{began} kills, {workers} worker(s): {again} images in progress were processed again, none of {len(finished)} '
+        f'finished ones was lost or processed again: {kept}; the same files as without kills: {same}'
     )
     return 0 if same and kept else 1
 
@@ -135,7 +135,7 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
     _wait(process, (quiet / f'iter_{CHECKPOINT_EVERY}.pth').exists)
     startup_s = time.monotonic() - began
     if process.wait() != 0:
-        raise RuntimeError('the training that nobody kills failed')
+        raise RuntimeError('the training without kills failed')
     kept, kills, lost = 0, 0, []
     for moment in range(n_moments):
         process = start(killed)
@@ -146,7 +146,7 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         if process.returncode != -signal.SIGKILL:
             if process.returncode == 0:
                 break
-            print(f'moment {moment}: could not continue')
+            print(f'moment {moment}: could not be resumed')
             return 1
         kills += 1
         path = find_resumable(killed)
@@ -155,12 +155,12 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
         lost.append(logged - found)
         # A checkpoint that was being written may be truncated; a truncated checkpoint is ignored.
         if found < kept or logged - found > 2 * CHECKPOINT_EVERY:
-            print(f'moment {moment}: goes on from {found} after {logged} iterations, could have from {kept} before')
+            print(f'moment {moment}: resumed from {found} after {logged} iterations, although {kept} was saved before')
             return 1
         kept = found
-        print(f'moment {moment}: killed after iteration {logged}, goes on from {found}')
+        print(f'moment {moment}: killed after iteration {logged}, resumed from {found}')
     if start(killed).wait() != 0:
-        print('the last run could not continue')
+        print('the last run could not be resumed')
         return 1
     same_losses = runs.losses(killed) == runs.losses(quiet)
     last = sorted(path.name for path in quiet.glob('*.pth'))
@@ -169,8 +169,8 @@ def _kill_training(folder: Path, n_moments: int, moments: random.Random) -> int:
     )
     left = [path.name for path in killed.rglob('*.part')]
     print(
-        f'{kills} kills: at most {max(lost, default=0)} iterations were done again; the losses of a training that nobody '
-        f'killed: {same_losses}; its files {", ".join(last)}, with the same weights: {same_files}; left: {left}'
+        f'{kills} kills: at most {max(lost, default=0)} iterations were repeated; the same losses as without '
+        f'kills: {same_losses}; the same weights in {", ".join(last)}: {same_files}; leftovers: {left}'
     )
     return 0 if same_losses and same_files and not left else 1
 
@@ -198,7 +198,10 @@ def _kill_saving(path: Path, n_moments: int, moments: random.Random) -> int:
         kept_old += found == reported[-1]
         value = found
     left = [entry.name for entry in path.parent.iterdir() if entry != path]
-    print(f'{n_moments} kills, {value} saves: {kept_old} times the last reported one, otherwise the next; left: {left}')
+    print(
+        f'{n_moments} kills, {value} saves: {kept_old} times the last reported one, otherwise the next; '
+        f'leftovers: {left}'
+    )
     return 0
 
 

@@ -54,8 +54,8 @@ def run(
     for rival in list(sides)[1:]:
         differences[rival] = max(abs(figures['ours'][name] - figures[rival][name]) for name in figures['ours'])
         checked = (
-            f'{len(truth["images"])} images, {len(predictions)} predictions, {len(truth["annotations"])} truths: '
-            f'{len(figures["ours"])} figures differ by {differences[rival]:.1e} at the most'
+            f'{len(truth["images"])} images, {len(predictions)} predictions, {len(truth["annotations"])} ground-truth '
+            f'masks: {len(figures["ours"])} figures differ by {differences[rival]:.1e} at the most'
         )
         comparisons.append(Comparison(rival, costs['ours'], costs[rival], checked, differences[rival] <= _TOLERANCE))
     shown = ', '.join(f'{name} {value:.4f}' for name, value in figures['ours'].items())

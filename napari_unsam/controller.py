@@ -104,7 +104,7 @@ class SegmentationController:
 
     @property
     def hierarchy(self) -> MaskHierarchy | None:
-        """The region tree of the target; None if it is not analysed, or analysed in windows."""
+        """The region tree of the target; None if it is not analysed, or analysed in tiles."""
         return self.plane.hierarchy if self.plane is not None else None
 
     @property
@@ -129,8 +129,8 @@ class SegmentationController:
     @property
     def job(self) -> str | None:
         """The name of the running job that may take long; None if there is none."""
-        in_windows = self.plane is not None and self.plane.hierarchy is None
-        lanes = (Lane.TASK, Lane.LONG, Lane.PLANE, *([Lane.CLICK] if in_windows else []))
+        in_tiles = self.plane is not None and self.plane.hierarchy is None
+        lanes = (Lane.TASK, Lane.LONG, Lane.PLANE, *([Lane.CLICK] if in_tiles else []))
         return next(filter(None, map(self._jobs.name, lanes)), None)
 
     def runs(self, name: str) -> bool:
@@ -373,7 +373,7 @@ class SegmentationController:
     def slide(self, steps: int) -> None:
         """Shows a coarser region under the prompts for positive steps, a finer one for negative steps.
 
-        Without regions, as on planes in windows, it searches the next larger or smaller mask.
+        Without regions, as on planes in tiles, it searches the next larger or smaller mask.
         """
         shown = self.candidates.shown
         if shown is None:
@@ -519,8 +519,8 @@ class SegmentationController:
         self.state_changed.emit()
 
     def _ask(self, plane: EmbeddedPlane, prompt: PlanePrompt) -> None:
-        """Predicts masks, on planes in windows the best one first. Replaces the prediction for earlier prompts."""
-        in_windows, is_quiet = plane.hierarchy is None, self._is_quiet
+        """Predicts masks, on planes in tiles the best one first. Replaces the prediction for earlier prompts."""
+        in_tiles, is_quiet = plane.hierarchy is None, self._is_quiet
 
         def predict(max_masks: int, _progress: ProgressCallback) -> Candidates:
             masks = plane.answer(*prompt.parts, mask=prompt.mask, max_masks=max_masks)
@@ -528,12 +528,12 @@ class SegmentationController:
 
         def answered(candidates: Candidates) -> None:
             self._show(candidates, is_quiet)
-            if in_windows:
+            if in_tiles:
                 work = partial(predict, MAX_MASKS)
                 self._jobs.start(Lane.CLICK, _SEARCHING_LARGER, work, self._add_candidates)
             self._call_waiting()
 
-        work = partial(predict, 1 if in_windows else MAX_MASKS)
+        work = partial(predict, 1 if in_tiles else MAX_MASKS)
         self._jobs.start(Lane.CLICK, _PREDICTING, work, answered)
 
     def _add_candidates(self, candidates: Candidates) -> None:
@@ -542,7 +542,7 @@ class SegmentationController:
         self.proposal_changed.emit()
 
     def _search(self, search: Callable[[ProgressCallback], list[BoxMask]], not_found: str) -> None:
-        """Searches a mask by its size, for prompts without regions of a tree, as on planes in windows."""
+        """Searches a mask by its size, for prompts without regions of a tree, as on planes in tiles."""
 
         def done(found: list[BoxMask]) -> None:
             if found:

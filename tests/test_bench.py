@@ -197,7 +197,7 @@ def test_the_command_fails_if_two_sides_that_must_agree_do_not(monkeypatch, caps
     ('arguments', 'message'),
     [
         (['--rows', 'speed'], "no benchmark row is called 'speed'; choose from tree, ncut, conquer, generator, nms"),
-        (['--gt', 'truth.json'], 'truth.json describes images: say with --images where they are'),
+        (['--gt', 'truth.json'], 'truth.json needs the folder of its images: give --images'),
         (['--images', 'nowhere'], 'nowhere: no such folder'),
         (['--count', '0'], '--count must be at least 1, got 0'),
     ],

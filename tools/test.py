@@ -86,7 +86,7 @@ def test(args: argparse.Namespace) -> None:
     if checkpoint is None:
         runner.logger.warning('No checkpoint is given: testing the model as the config initialises it')
     else:
-        from unsam_mm.engine.checkpoints import check_start
+        from unsam_mm.engine.resuming import check_start
 
         check_start(checkpoint, runner.model)
     _measure(args, runner, data_sets, checkpoint)
@@ -160,8 +160,8 @@ def sort_options(
             of_benchmarks[name].append(rest)
         elif name in BENCHMARKS:
             raise UnSAMError(
-                f'{pair}: {name} is not to be run; add it to --benchmarks, or for the test set of the config write '
-                f'--cfg-options {rest}'
+                f'{pair}: {name} is not among the benchmarks to run; add it to --benchmarks, or for the test set of the '
+                f'config write --cfg-options {rest}'
             )
         elif of_benchmarks and name in ('test_dataloader', 'test_evaluator'):
             for options in of_benchmarks.values():

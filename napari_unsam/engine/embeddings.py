@@ -24,7 +24,7 @@ from unsam_mm.files import remove_leftovers
 
 _KIND = 'plane'
 _SUFFIX = f'.{_KIND}.npz'
-_WINDOW_NAME = re.compile('[0-9a-f]{32}')
+_TILE_NAME = re.compile('[0-9a-f]{32}')
 _BLOCK_BYTES = 4_000_000  # read and hashed at a time
 
 logger = logging.getLogger(__name__)
@@ -56,20 +56,20 @@ class EmbeddingStore:
 
     Args:
         folder: Folder of the entries; created by the first `save`.
-        max_bytes: Maximum size of all entries and windows on disk.
-        windows: Folder of the windows of large planes, which `unsam_mm.prompting.TiledEngine` writes and never removes.
+        max_bytes: Maximum size of all entries and tiles on disk.
+        tiles: Folder of the tiles of large planes, which `unsam_mm.prompting.TiledEngine` writes and never removes.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, windows: Path | None = None) -> None:
-        self.folder, self.max_bytes, self.windows = Path(folder), int(max_bytes), windows
-        self._windows_used: set[Path] = set()
+    def __init__(self, folder: Path, max_bytes: int, tiles: Path | None = None) -> None:
+        self.folder, self.max_bytes, self.tiles = Path(folder), int(max_bytes), tiles
+        self._tiles_used: set[Path] = set()
 
     def __contains__(self, key: str) -> bool:
         return self._path(key).is_file()
 
     @property
     def size_bytes(self) -> int:
-        """The size of all entries and windows on disk, including those of other sessions."""
+        """The size of all entries and tiles on disk, including those of other sessions."""
         return sum(size for _, size, _ in self._entries())
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
@@ -107,11 +107,11 @@ class EmbeddingStore:
         save_arrays(path, _KIND, dict(arrays))
         self.trim()
 
-    def used(self, window: Path) -> None:
-        """Marks a file in `windows` as used now; the first use in this session also calls `trim`."""
-        _touch(window)
-        if window not in self._windows_used:
-            self._windows_used.add(window)
+    def used(self, tile: Path) -> None:
+        """Marks a file in `tiles` as used now; the first use in this session also calls `trim`."""
+        _touch(tile)
+        if tile not in self._tiles_used:
+            self._tiles_used.add(tile)
             self.trim()
 
     def trim(self) -> None:
@@ -123,7 +123,7 @@ class EmbeddingStore:
                 break
             excess -= size
             _drop(path)
-        for folder in (self.folder, self.windows):
+        for folder in (self.folder, self.tiles):
             if folder is not None:
                 remove_leftovers(folder)
 
@@ -131,12 +131,12 @@ class EmbeddingStore:
         return self.folder / f'{key}{_SUFFIX}'
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """The time of the last use, the size in bytes and the file of each entry and window."""
-        windows = [] if self.windows is None else self.windows.glob('*/*.npz')
+        """The time of the last use, the size in bytes and the file of each entry and tile."""
+        tiles = [] if self.tiles is None else self.tiles.glob('*/*.npz')
         entries = []
         for path in [
             *self.folder.glob(f'*{_SUFFIX}'),
-            *(path for path in windows if _WINDOW_NAME.fullmatch(path.stem)),
+            *(path for path in tiles if _TILE_NAME.fullmatch(path.stem)),
         ]:
             with suppress(OSError):  # deleted by another session
                 status = path.stat()

@@ -29,22 +29,22 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 
 if TYPE_CHECKING:
     from unsam_mm.prompting.engine import Engine
-    from unsam_mm.prompting.windows import MaskCrop
+    from unsam_mm.prompting.tile_pyramid import MaskCrop
 
 logger = logging.getLogger(__name__)
 
 TILED_FROM_PX = 2048
-"""Planes with a longer side are analysed in windows."""
+"""Planes with a longer side are analysed in tiles."""
 MAX_MASKS = 6
 """Maximum number of masks for a prompt."""
 
 _TILE_PX = 1024
-_MAX_WINDOWS = 8  # in memory, 40 to 80 MB each
+_MAX_TILES = 8  # in memory, 40 to 80 MB each
 _CACHED_PX = 64_000_000  # limit for all planes in memory, which need about 15 bytes per pixel
-_STEPS_PER_DECADE = 8  # steps of the wheel for a factor of ten in area, on planes in windows
+_STEPS_PER_DECADE = 8  # steps of the wheel for a factor of ten in area, on planes in tiles
 _SPECK_HW = (16, 128)  # the ViT scales every image to the same longer side, so a narrow image is fast
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
-_NOT_IN_WINDOWS = f'Slices above {TILED_FROM_PX} px are analysed in windows around clicks and cannot be precomputed.'
+_NOT_IN_TILES = f'Slices above {TILED_FROM_PX} px are analysed in tiles around clicks and cannot be precomputed.'
 _TORCH_LIBRARIES = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # the largest one, on Linux and macOS
 _LAZY_PARTS = ('leaf_labels', 'first_leaf', 'end_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
@@ -54,7 +54,7 @@ class EmbeddedPlane:
 
     Args:
         engine: An engine that contains the embedding of the plane; it must not be used for another plane.
-        hierarchy: The region trees of the plane; None if it is analysed in windows, which have their own.
+        hierarchy: The region trees of the plane; None if it is analysed in tiles, which have their own.
     """
 
     def __init__(self, engine: Engine, hierarchy: MaskHierarchy | None) -> None:
@@ -70,8 +70,8 @@ class EmbeddedPlane:
 
     @property
     def cached_px(self) -> int:
-        """Number of pixels in memory; for planes in windows, the maximum."""
-        return int(np.prod(self.size_hw)) if self.hierarchy is not None else _MAX_WINDOWS * _TILE_PX**2
+        """Number of pixels in memory; for planes in tiles, the maximum."""
+        return int(np.prod(self.size_hw)) if self.hierarchy is not None else _MAX_TILES * _TILE_PX**2
 
     def answer(
         self,
@@ -90,13 +90,13 @@ class EmbeddedPlane:
             box_xyxy: (4,) pixels.
             area_px: If given, only the mask whose area is nearest to this area in pixels is returned.
             mask: Mask input: (H, W) bool, or (256, 256) float logits.
-            max_masks: Maximum number of masks; 1 is faster if the plane is analysed in windows.
+            max_masks: Maximum number of masks; 1 is faster if the plane is analysed in tiles.
 
         Raises:
             UnSAMError: If there is neither a positive point nor a box, or something lies outside the plane.
         """
         from unsam_mm.prompting.prompt import Prompt, low_resolution_logits
-        from unsam_mm.prompting.windows import MaskCrop
+        from unsam_mm.prompting.tile_pyramid import MaskCrop
 
         if mask is not None and mask.dtype == bool:
             mask = low_resolution_logits(mask[None])[0]
@@ -104,7 +104,7 @@ class EmbeddedPlane:
         if self.hierarchy is None and area_px is None:
             crops, scores = self._engine.crops(prompt, max_masks > 1, None)
         elif self.hierarchy is None:
-            crops, scores = self._engine.crops_near(prompt, area_px)
+            crops, scores = self._engine.crop_of_area(prompt, area_px)
         else:
             granularity = None if area_px is None else float(area_granularity(area_px, np.prod(self.size_hw)))
             masks, scores = self._engine.answer(prompt, max_masks > 1, granularity)
@@ -116,7 +116,7 @@ class EmbeddedPlane:
     def beyond(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
         """The next mask for a prompt that is larger than an area (positive steps) or smaller (negative steps), if any.
 
-        For prompts without nodes of a tree, as on planes in windows; call it in the inference thread.
+        For prompts without nodes of a tree, as on planes in tiles; call it in the inference thread.
         """
         wanted_px: float = area_px
         while 1 <= wanted_px <= np.prod(self.size_hw):
@@ -238,7 +238,7 @@ class PlaneEmbedder:
             if self._engine is None:
                 progress(0.0, 'Loading the model')
             engine = self._copy()
-            return self._tiled(engine, target) if _is_in_windows(target) else self._whole(engine, target)
+            return self._tiled(engine, target) if _is_in_tiles(target) else self._whole(engine, target)
 
     def stack(
         self, targets: Sequence[Target], progress: ProgressCallback, on_stored: Callable[[int], None]
@@ -246,13 +246,13 @@ class PlaneEmbedder:
         """Analyses planes that are not stored, and stores them; see `embed_stack`.
 
         Raises:
-            UnSAMError: If there is no store, or a plane is analysed in windows or cannot be segmented.
+            UnSAMError: If there is no store, or a plane is analysed in tiles or cannot be segmented.
             StoreError: If an embedding cannot be stored.
         """
         if self._store is None:
             raise UnSAMError(self._no_store)
-        if any(_is_in_windows(target) for target in targets):
-            raise UnSAMError(_NOT_IN_WINDOWS)
+        if any(_is_in_tiles(target) for target in targets):
+            raise UnSAMError(_NOT_IN_TILES)
         with reporting(progress):
             engine = self._copy()
 
@@ -316,12 +316,12 @@ class PlaneEmbedder:
         from unsam_mm.prompting import TiledEngine
         from unsam_mm.prompting.planes import LazyPlane
 
-        tiled = TiledEngine(engine, _TILE_PX, _MAX_WINDOWS)
+        tiled = TiledEngine(engine, _TILE_PX, _MAX_TILES)
         plane = LazyPlane(target.pixels(), (0.0, 255.0), target.name)
         if self._store is None:
             tiled.set_plane(plane)
         else:
-            tiled.set_plane(plane, self._store.windows / self._signature(), self._store.used)
+            tiled.set_plane(plane, self._store.tiles / self._signature(), self._store.used)
         return EmbeddedPlane(tiled, None)
 
     def _signature(self) -> str:
@@ -342,7 +342,7 @@ class PlaneEmbedder:
         return make_engine(self._settings.engine, device, weights)
 
 
-def _is_in_windows(target: Target) -> bool:
+def _is_in_tiles(target: Target) -> bool:
     return max(target.plane.size_hw) > TILED_FROM_PX
 
 

@@ -38,7 +38,7 @@ class Candidates:
         masks: The predicted masks by increasing area.
         position: Index of the shown mask in `masks`, unless `chain_index` or `exact` is set.
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
-        hierarchy: The region trees of the plane; None if the plane is analysed in windows.
+        hierarchy: The region trees of the plane; None if the plane is analysed in tiles.
         chain_index: Index of the shown region in `chain`; None if no region is shown.
         exact: The shown mask if it is in neither `masks` nor `chain`, such as one searched by its size; else None.
     """

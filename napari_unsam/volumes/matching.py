@@ -106,7 +106,7 @@ def match_mask(
     """Finds the mask of an object in a slice from its mask in the previous slice.
 
     Args:
-        embedded: The slice; without a hierarchy (if analysed in windows), only the engine's answers are candidates.
+        embedded: The slice; without a hierarchy (if analysed in tiles), only the engine's answers are candidates.
         previous: The previous mask; not empty.
         appearance: (B,) log odds from `appearance_of`.
         bins: (H, W) bins of this slice, from `colour_bins`.

@@ -286,7 +286,7 @@ class TestWeights:
 
 @pytest.mark.parametrize('at_iters', [[], [5, 5], [7, 5], [-1]])
 def test_iterations_that_do_not_rise_are_refused(at_iters):
-    with pytest.raises(UnSAMError, match='at_iters must be rising iterations from 0 on'):
+    with pytest.raises(UnSAMError, match='at_iters must be iterations in increasing order, from 0 on'):
         UnSAMSelfTrainingHook(at_iters=at_iters)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import unsam_mm.models  # noqa: F401  (registers the models)
 from tests.test_engine.runs import ROOT, TRAIN, equal
-from unsam_mm.engine.checkpoints import check_backbone, check_start
+from unsam_mm.engine.resuming import check_backbone, check_start
 from unsam_mm.errors import UnSAMError
 
 pytestmark = pytest.mark.usefixtures('_unformatted_configs')

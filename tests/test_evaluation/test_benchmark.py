@@ -13,7 +13,7 @@ def test_all_toolboxes_find_the_same_figures_and_the_table_says_so(capsys):
     assert metric.main(['--count', '2']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split('|')[2].strip() for line in lines[2:4]] == ['pycocotools', 'faster-coco-eval']
-    assert '2 images, 2000 predictions, 160 truths: 10 figures differ by ' in lines[2]
+    assert '2 images, 2000 predictions, 160 ground-truth masks: 10 figures differ by ' in lines[2]
 
 
 def test_drawn_masks_are_nested_tied_crowded_and_of_any_size():

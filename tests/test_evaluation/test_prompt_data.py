@@ -11,7 +11,7 @@ from tests.test_evaluation.prompt_scenes import Answering, Omniscient, save, sce
 from unsam_mm.__main__ import main
 from unsam_mm.cli import evaluate
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
-from unsam_mm.evaluation.click_simulation import drawn_segments, evaluate_prompts
+from unsam_mm.evaluation.click_simulation import evaluate_prompts, sampled_segments
 from unsam_mm.evaluation.prompt_data import coco_prompts, folder_prompts
 from unsam_mm.evaluation.prompt_iou import summarize
 
@@ -195,12 +195,14 @@ def test_a_draw_of_segments_is_the_same_for_all_and_keeps_no_empty_one(photograp
     image, truths = scene(data.coffee()[::4, ::4])
     truths[3] = False
     (found,) = coco_prompts(*write_coco(tmp_path, {'coffee.png': (image, truths)}))
-    drawn = [[segment.mask for segment in drawn_segments(found, 5, (seed, 0))] for seed in (1, 1, 2)]
+    drawn = [[segment.mask for segment in sampled_segments(found, 5, (seed, 0))] for seed in (1, 1, 2)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
     assert len(drawn[0]) == 5
     assert (
-        len(list(drawn_segments(found, 1000, (0, 0)))) == len(list(drawn_segments(found, None, ()))) == len(truths) - 1
+        len(list(sampled_segments(found, 1000, (0, 0))))
+        == len(list(sampled_segments(found, None, ())))
+        == len(truths) - 1
     )
 
 

@@ -15,8 +15,8 @@ from unsam_mm.folders.store import PseudoMaskStore
 from unsam_mm.masks.granularity import area_granularity, granularity_area, nearest_area
 from unsam_mm.prompting.enlarged import EnlargedEngine
 from unsam_mm.prompting.model import RegionEngine
+from unsam_mm.prompting.tile_pyramid import TilePyramid
 from unsam_mm.prompting.tiled_masks import PlaneMasks
-from unsam_mm.prompting.windows import WindowPyramid
 from unsam_mm.student.weights import packaged_weights
 
 COIN_XY = (44, 55)  # of skimage.data.coins()
@@ -66,15 +66,15 @@ def _from_store(bitmaps, tmp_path):
     return store.read('1.jpg')
 
 
-def _from_windows(bitmaps, tmp_path):
-    pyramid = WindowPyramid(bitmaps.shape[1:], 256)
+def _from_tiles(bitmaps, tmp_path):
+    pyramid = TilePyramid(bitmaps.shape[1:], 256)
     found = PlaneMasks(pyramid, max_masks=10, max_iou=0.9)
-    (window,) = pyramid.windows(0)
-    found.add(window, MaskSet.from_bitmaps(bitmaps), np.ones(len(bitmaps)), 1)
-    return found.finished()[0]
+    (tile,) = pyramid.tiles(0)
+    found.add(tile, MaskSet.from_bitmaps(bitmaps), np.ones(len(bitmaps)), 1)
+    return found.result()[0]
 
 
-@pytest.mark.parametrize('made', [_from_bitmaps, _from_hierarchy, _from_store, _from_windows])
+@pytest.mark.parametrize('made', [_from_bitmaps, _from_hierarchy, _from_store, _from_tiles])
 def test_a_mask_of_a_hundredth_of_the_image_has_one_half_wherever_it_comes_from(made, tmp_path):
     bitmaps = np.zeros((2, 100, 100), bool)
     bitmaps[0, 40:50, 40:50] = True
@@ -136,5 +136,5 @@ def test_the_mask_at_a_granularity_is_nearest_to_that_size(answered, coins):
     assert found[-1] > 100 * found[0]
     wanted = coins.size * 10 ** (4 * (WANTED[1:, None] - 1))
     factors = np.exp(np.abs(np.log(found / wanted)))
-    # Planes in windows tell sizes apart that differ by a third, and half an enlarged image by a pixel.
+    # Planes in tiles tell sizes apart that differ by a third, and half an enlarged image by a pixel.
     assert (factors[np.arange(16), np.arange(1, 17)] <= 1.34 * factors.min(axis=1)).all()

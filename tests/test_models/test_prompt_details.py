@@ -201,7 +201,7 @@ def test_a_prompt_that_tells_its_granularity_means_that_mask_alone():
     masks = squares(12, 40, 80)
     drawn = draw_prompts(masks, 60, 6, 0.0, False, granularity_prob=0.5)
     told = ~drawn.details.granularity[0].isnan()
-    assert torch.equal(told, drawn.single_target)
+    assert torch.equal(told, drawn.all_tokens_scored)
     assert 10 < told.sum() < 50
     for row in told.nonzero()[:, 0].tolist():
         (target,) = drawn.targets[row].tolist()
@@ -232,7 +232,7 @@ def test_a_correction_clicks_where_the_answer_is_most_wrong():
     truth = at_feature(squares(40))
     empty, too_large = np.zeros_like(truth), at_feature(squares(88))
     found = correcting(np.stack([empty, too_large]), rounds=1)  # the second is more like the truth
-    assert found.single_target.tolist() == [True] * 4 + [False] * 4
+    assert found.all_tokens_scored.tolist() == [True] * 4 + [False] * 4
     assert found.details.kinds[0, :4].tolist() == [[POSITIVE, NEGATIVE]] * 4
     assert (found.details.kinds[0, 4:] == ABSENT).all()
     (x, y), positive = next_click(too_large, truth, empty)
@@ -270,7 +270,7 @@ def test_of_a_prompt_that_means_one_mask_every_token_learns_its_overlap():
     box = torch.tensor([[0.25, 0.5, 0.5, 1.0]])
     packed = BitMasks.pack(BitmapMasks(mask, HEIGHT, WIDTH))
     losses = {}
-    for single_target in (False, True):
+    for all_tokens_scored in (False, True):
         for overlap in (0.0, 1.0):
             found = TokenPredictions(
                 torch.tensor([[[1.0], [-1.0]]]), torch.tensor([[1.0, overlap]]), box[None].expand(1, 2, -1)
@@ -282,11 +282,11 @@ def test_of_a_prompt_that_means_one_mask_every_token_learns_its_overlap():
                 packed,
                 box,
                 torch.tensor([0]),
-                torch.tensor([single_target]),
+                torch.tensor([all_tokens_scored]),
             )
             sampling = PointSampling(500, oversample_ratio=1.0, importance_sample_ratio=0.0)
             (learnt,) = prompt_losses([found], feature, prompts, sampling, torch.tensor(1.0))
-            losses[single_target, overlap] = float(learnt['loss_iou'])
+            losses[all_tokens_scored, overlap] = float(learnt['loss_iou'])
     assert losses[False, 0.0] < 0.05
     assert losses[False, 1.0] < 0.05
     assert losses[True, 0.0] < 0.05
@@ -312,7 +312,7 @@ def loss_of(model: nn.Module, photograph: np.ndarray, masks: np.ndarray) -> Tens
 def logits_of(model: nn.Module, photograph: np.ndarray, **prompts: object) -> Tensor:
     """(6, H / 4, W / 4) logits of the six masks, best first."""
     (found,) = model(**model.data_preprocessor(batch_of(photograph, sample_of(**prompts))), mode='tensor')
-    return found.masks[0, 0, found.ious[0, 0].argsort(descending=True)]
+    return found.masks[0, 0, found.overlaps[0, 0].argsort(descending=True)]
 
 
 def logits_at_negative_clicks(model: nn.Module, photograph: np.ndarray, masks: np.ndarray) -> list[Tensor]:

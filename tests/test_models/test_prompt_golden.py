@@ -194,7 +194,7 @@ def test_clicks_match_for_both_types(model, embeddings, recorded, view, kind):
     """Recorded one click a call; here all are given at once, and none sees another."""
     found = model.mask_head.answer(embeddings[view], demo_clicks(recorded, view), types(kind, 5))
     assert_close(found.masks[0, ..., ::4, ::4], recorded[f'{view}.click_masks'][kind], MASK_TOLERANCE)
-    assert_close(found.ious[0], recorded[f'{view}.click_ious'][kind], TOLERANCE)
+    assert_close(found.overlaps[0], recorded[f'{view}.click_ious'][kind], TOLERANCE)
     assert_close(found.boxes[0], recorded[f'{view}.click_boxes'][kind], TOLERANCE)
 
 
@@ -203,11 +203,11 @@ def test_clicks_match_for_both_types(model, embeddings, recorded, view, kind):
 def test_clicks_that_see_each_other_match(model, embeddings, recorded, view, kind):
     clicks = demo_clicks(recorded, view)
     found = model.mask_head.answer(embeddings[view], clicks, types(kind, 5), joint=True)
-    assert_close(found.ious[0], recorded[f'{view}.joint_ious_pb{kind}'], TOLERANCE)
+    assert_close(found.overlaps[0], recorded[f'{view}.joint_ious_pb{kind}'], TOLERANCE)
     if kind == BOX_TYPE:  # for the other only overlaps and areas are recorded
         assert_close(found.masks[0, ..., ::4, ::4], recorded[f'{view}.joint_masks_pb0'], MASK_TOLERANCE)
     alone = model.mask_head.answer(embeddings[view], clicks, types(kind, 5))
-    assert (alone.ious - found.ious).abs().max() > 100 * TOLERANCE  # so the two ways are told apart
+    assert (alone.overlaps - found.overlaps).abs().max() > 100 * TOLERANCE  # so the two ways are told apart
 
 
 @pytest.mark.parametrize('view', VIEWS)
@@ -215,7 +215,7 @@ def test_clicks_that_see_each_other_match(model, embeddings, recorded, view, kin
 def test_a_box_matches(model, embeddings, recorded, view, kind):
     found = model.mask_head.answer(embeddings[view], in_frame(recorded['box'][None], view), types(kind, 1))
     assert_close(found.masks[0, 0, ..., ::4, ::4], recorded[f'{view}.box_masks'][kind], MASK_TOLERANCE)
-    assert_close(found.ious[0, 0], recorded[f'{view}.box_ious'][kind], TOLERANCE)
+    assert_close(found.overlaps[0, 0], recorded[f'{view}.box_ious'][kind], TOLERANCE)
     assert_close(found.boxes[0, 0], recorded[f'{view}.box_boxes'][kind], TOLERANCE)
 
 
@@ -235,12 +235,12 @@ def test_the_published_evaluation_gives_the_same_figures(model, embeddings, reco
     height, width = VIEWS[view]
     boxes = torch.from_numpy(recorded[f'{view}.eval_boxes_dn'])
     found = model.mask_head.answer(embeddings[view], boxes[None], types(BOX_TYPE, 8))
-    assert_close(found.ious[0], recorded[f'{view}.eval_ious_pred'], TOLERANCE)
+    assert_close(found.overlaps[0], recorded[f'{view}.eval_ious_pred'], TOLERANCE)
     masks = interpolate(found.masks[0], size=FRAME_HW, mode='bilinear', align_corners=False)[..., :height, :width] > 0
     objects = truth(view)[:, None]
     ious = (masks & objects).sum((2, 3)) / (masks | objects).sum((2, 3))
     assert_close(ious.amax(1), recorded[f'{view}.eval_oracle_iou'], 1e-4)
-    chosen = ious.gather(1, found.ious[0].argmax(1, keepdim=True))[:, 0]
+    chosen = ious.gather(1, found.overlaps[0].argmax(1, keepdim=True))[:, 0]
     assert_close(chosen, recorded[f'{view}.eval_max_iou'], 1e-4)
 
 
@@ -265,7 +265,7 @@ def test_a_click_has_the_type_and_size_of_training_and_sees_no_other(model, embe
     sides = np.full_like(points, 6.0)
     boxes = torch.from_numpy(np.concatenate([points, sides], axis=1) / np.array(FRAME_HW[::-1] * 2)).float()[None]
     expected = model.mask_head.answer(embeddings['pad'], boxes, types(CLICK_TYPE, 5), joint=False)
-    assert_close(found.scores, expected.ious[0].numpy(), ROUNDING)
+    assert_close(found.scores, expected.overlaps[0].numpy(), ROUNDING)
     alone = model.test_step(batch('pad', points=points[3:4]))[0].pred_instances
     assert_close(alone.scores[0], found.scores[3].numpy(), ROUNDING)
 
@@ -297,7 +297,7 @@ def test_a_box_is_given_by_its_corners(model, embeddings, recorded):
 
 
 def test_no_prompts_is_one_clear_line(model):
-    with pytest.raises(UnSAMError, match='contains no prompts; set its `prompts` to InstanceData'):
+    with pytest.raises(UnSAMError, match='has no prompts; set its `prompts` to InstanceData'):
         model.test_step(batch('full'))
 
 

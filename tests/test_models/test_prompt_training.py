@@ -141,7 +141,7 @@ def test_perfect_tokens_have_no_loss():
     assert perfect.keys() == {'loss_mask', 'loss_dice', 'loss_bbox', 'loss_giou', 'loss_iou'}
     # Points within a pixel of the mask's edge see logits between both sides.
     assert all(loss < 0.5 for loss in perfect.values())
-    wrong = TokenPredictions(-found.embeds, found.ious, found.boxes / 2)
+    wrong = TokenPredictions(-found.embeds, found.overlaps, found.boxes / 2)
     (worst,) = prompt_losses([wrong], feature, prompts, sampling, n_pairs)
     assert all(worst[name] > max(0.4, 10 * perfect[name]) for name in perfect)
     assert worst['loss_bbox'] == pytest.approx(5 * (0.125 + 0.25 + 0.25 + 0.5))

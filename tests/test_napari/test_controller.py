@@ -259,7 +259,7 @@ def test_stepping_before_a_click_is_harmless_and_said(controller):
 
 @pytest.fixture
 def larger(controller, click):
-    """Searches other masks on a plane in windows with masks of one size; returns the plane and the job, which does not run."""
+    """Searches other masks on a plane in tiles with masks of one size; returns the plane and the job, which does not run."""
 
     class OneSize(NestedPlane):
         n_asked = 0
@@ -283,7 +283,7 @@ def larger(controller, click):
 
 
 @pytest.mark.parametrize(('steps', 'word'), [(1, 'coarsest'), (-1, 'finest')])
-def test_at_the_end_of_the_sizes_of_a_plane_in_windows_it_is_said(controller, larger, steps, word):
+def test_at_the_end_of_the_sizes_of_a_plane_in_tiles_it_is_said(controller, larger, steps, word):
     _plane, work, on_done = larger(steps)
     on_done(work(lambda fraction, text: None))
     assert controller.status.text == f'This is the {word} mask.'

@@ -15,7 +15,7 @@ from napari_unsam.engine.inference import JobCancelled
 from unsam_mm.errors import StoreError
 
 PLENTY = 100_000_000
-NEW, OLD = 'c' * 32, 'd' * 32  # as windows are called, by their content
+NEW, OLD = 'c' * 32, 'd' * 32  # as tiles are called, by their content
 
 
 @pytest.fixture
@@ -134,44 +134,44 @@ def test_an_entry_larger_than_the_store_is_not_kept(tmp_path):
 
 
 @pytest.fixture
-def with_windows(tmp_path):
-    """A store with two entries, and two windows of an engine and its settings beside it; 'a' and OLD were not used for long."""
-    windows = tmp_path / 'windows'
-    store = EmbeddingStore(tmp_path / 'planes', PLENTY, windows)
+def with_tiles(tmp_path):
+    """A store with two entries, and two tiles of an engine and its settings beside it; 'a' and OLD were not used for long."""
+    tiles = tmp_path / 'windows'
+    store = EmbeddingStore(tmp_path / 'planes', PLENTY, tiles)
     for key in 'ab':
         store.save(key, noise())
     for name in (OLD, NEW):
-        path = windows / 'model-1' / f'{name}.npz'
+        path = tiles / 'model-1' / f'{name}.npz'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100_000))
-    os.utime(windows / 'model-1' / f'{OLD}.npz', (1e9, 1e9))
+    os.utime(tiles / 'model-1' / f'{OLD}.npz', (1e9, 1e9))
     os.utime(tmp_path / 'planes' / 'a.plane.npz', (1e9 + 1, 1e9 + 1))
     return store
 
 
 def left(store):
-    return sorted(path.name.split('.')[0] for path in [*store.folder.glob('*.npz'), *store.windows.rglob('*.npz')])
+    return sorted(path.name.split('.')[0] for path in [*store.folder.glob('*.npz'), *store.tiles.rglob('*.npz')])
 
 
-def test_windows_of_large_planes_share_the_room_and_the_longest_unused_go_first(with_windows):
-    sizes = with_windows.size_bytes
+def test_tiles_of_large_planes_share_the_room_and_the_longest_unused_go_first(with_tiles):
+    sizes = with_tiles.size_bytes
     assert sizes > 200_000
     for room, expected in (
         (sizes, ['a', 'b', NEW, OLD]),
         (sizes - 1, ['a', 'b', NEW]),
         (sizes - 100_001, ['b', NEW]),
     ):
-        EmbeddingStore(with_windows.folder, room, with_windows.windows).trim()
-        assert left(with_windows) == expected
+        EmbeddingStore(with_tiles.folder, room, with_tiles.tiles).trim()
+        assert left(with_tiles) == expected
 
 
-def test_what_users_put_beside_entries_and_windows_stays(with_windows):
+def test_what_users_put_beside_entries_and_tiles_stays(with_tiles):
     others = [
-        with_windows.folder / 'slide.zarr' / 'zarr.json',
-        with_windows.folder / 'mine.npz',
-        with_windows.windows / 'model-1' / 'mine.npz',
-        with_windows.windows / 'mine' / 'deep' / f'{NEW}.npz',
-        with_windows.folder / '.unsam-mine.txt',
+        with_tiles.folder / 'slide.zarr' / 'zarr.json',
+        with_tiles.folder / 'mine.npz',
+        with_tiles.tiles / 'model-1' / 'mine.npz',
+        with_tiles.tiles / 'mine' / 'deep' / f'{NEW}.npz',
+        with_tiles.folder / '.unsam-mine.txt',
     ]
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,33 +179,33 @@ def test_what_users_put_beside_entries_and_windows_stays(with_windows):
             path.write_text('mine')
         os.utime(path, (1e9, 1e9))
     before = [path.read_bytes() for path in others]
-    EmbeddingStore(with_windows.folder, 0, with_windows.windows).trim()
+    EmbeddingStore(with_tiles.folder, 0, with_tiles.tiles).trim()
     assert [path.read_bytes() for path in others] == before
-    assert not (with_windows.folder / 'a.plane.npz').exists()
-    assert not (with_windows.windows / 'model-1' / f'{NEW}.npz').exists()
+    assert not (with_tiles.folder / 'a.plane.npz').exists()
+    assert not (with_tiles.tiles / 'model-1' / f'{NEW}.npz').exists()
 
 
-def test_what_was_left_of_windows_by_a_process_that_was_killed_is_removed(with_windows):
-    parts = [with_windows.windows / 'model-1' / f'.unsam-{age}.part' for age in ('old', 'new')]
+def test_what_was_left_of_tiles_by_a_process_that_was_killed_is_removed(with_tiles):
+    parts = [with_tiles.tiles / 'model-1' / f'.unsam-{age}.part' for age in ('old', 'new')]
     for path in parts:
         path.write_bytes(bytes(9))
     os.utime(parts[0], (1e9, 1e9))
-    with_windows.trim()
+    with_tiles.trim()
     assert [path.exists() for path in parts] == [False, True]
 
 
-def test_a_window_that_is_read_again_outlives_those_that_are_not(with_windows):
-    store = EmbeddingStore(with_windows.folder, with_windows.size_bytes - 1, with_windows.windows)
-    store.used(store.windows / 'model-1' / f'{OLD}.npz')
+def test_a_tile_that_is_read_again_outlives_those_that_are_not(with_tiles):
+    store = EmbeddingStore(with_tiles.folder, with_tiles.size_bytes - 1, with_tiles.tiles)
+    store.used(store.tiles / 'model-1' / f'{OLD}.npz')
     assert left(store) == ['b', NEW, OLD]
 
 
-def test_a_new_window_makes_the_store_look_at_its_size_and_a_known_one_does_not(with_windows, monkeypatch):
+def test_a_new_tile_makes_the_store_look_at_its_size_and_a_known_one_does_not(with_tiles, monkeypatch):
     trims = []
-    trim = with_windows.trim
-    monkeypatch.setattr(with_windows, 'trim', lambda: (trims.append(1), trim()))
+    trim = with_tiles.trim
+    monkeypatch.setattr(with_tiles, 'trim', lambda: (trims.append(1), trim()))
     for _ in range(3):
-        with_windows.used(with_windows.windows / 'model-1' / f'{NEW}.npz')
+        with_tiles.used(with_tiles.tiles / 'model-1' / f'{NEW}.npz')
     assert len(trims) == 1
 
 

@@ -43,7 +43,7 @@ def looked_at(generator, monkeypatch):
         shown.append(rgb.shape)
         return generator(rgb, report_progress)
 
-    grow.signature = 'a stand-in'  # without one, windows would not be kept
+    grow.signature = 'a stand-in'  # without one, tiles would not be kept
     monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(grow))
     return shown
 
@@ -169,7 +169,7 @@ def test_planes_do_not_take_each_others_image(looked_at):
     assert [found.area_px for found in upright.answer(COIN_XY, POSITIVE)] == before
 
 
-def test_large_planes_are_looked_at_in_windows_around_the_prompt(looked_at, monkeypatch):
+def test_large_planes_are_looked_at_in_tiles_around_the_prompt(looked_at, monkeypatch):
     monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     pixels = np.tile(data.coins(), (2, 2))
@@ -190,7 +190,7 @@ def test_large_planes_are_looked_at_in_windows_around_the_prompt(looked_at, monk
     assert small.area_px < found.area_px
 
 
-def test_windows_of_large_planes_are_kept_on_disk_within_the_room_that_there_is(looked_at, monkeypatch, tmp_path):
+def test_tiles_of_large_planes_are_kept_on_disk_within_the_room_that_there_is(looked_at, monkeypatch, tmp_path):
     monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     files = []

@@ -146,7 +146,7 @@ def test_only_stacks_have_planes_to_make_ready(viewer, session):
 
 
 @pytest.mark.parametrize(
-    ('folder', 'side_px', 'words'), [(False, SIDE_PX, 'has size 0'), (True, 2100, 'analysed in windows')]
+    ('folder', 'side_px', 'words'), [(False, SIDE_PX, 'has size 0'), (True, 2100, 'analysed in tiles')]
 )
 def test_what_cannot_be_kept_is_said_before_anything_is_made(
     viewer, make_controller, tmp_path, settle, folder, side_px, words

@@ -115,7 +115,7 @@ def test_a_choice_on_one_plane_is_not_shown_on_another(viewer, session, settle):
     assert shown(session) == best
 
 
-def test_a_granularity_on_a_plane_in_windows(viewer, make_controller, mailbox, settle, monkeypatch, generator):
+def test_a_granularity_on_a_plane_in_tiles(viewer, make_controller, mailbox, settle, monkeypatch, generator):
     from napari_unsam.engine import planes as _engine
     from unsam_mm.prompting.tree_engine import TreeEngine
 

@@ -35,14 +35,14 @@ def test_a_file_that_claims_to_need_a_later_version_of_zip_is_never_replaced(tmp
     damaged = bytearray((tmp_path / 'a.npz').read_bytes())
     damaged[damaged.index(b'PK\1\2') + 6] = 173  # the version that is needed, in the first entry of the list of files
     (tmp_path / 'a.npz').write_bytes(damaged)
-    with pytest.raises(StoreError, match=r'a\.npz: is a file that contains no embedding'):
+    with pytest.raises(StoreError, match=r'a\.npz: is a file without an embedding'):
         save_arrays(tmp_path / 'a.npz', 'tree', arrays(4))
     assert (tmp_path / 'a.npz').read_bytes() == damaged
 
 
 def test_a_file_of_the_user_is_never_replaced(tmp_path):
     np.savez(tmp_path / 'a.npz', spectra=np.ones(3))
-    with pytest.raises(StoreError, match=r'a\.npz: is a file that contains no embedding'):
+    with pytest.raises(StoreError, match=r'a\.npz: is a file without an embedding'):
         save_arrays(tmp_path / 'a.npz', 'tree', arrays(3))
     assert np.load(tmp_path / 'a.npz')['spectra'].tolist() == [1, 1, 1]
     assert [path.name for path in tmp_path.iterdir()] == ['a.npz']

@@ -228,11 +228,11 @@ def test_automatic_masks_have_the_size_of_the_image(predictor, patch):
         assert [x, y, x + width, y + height] == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def test_each_window_of_a_plane_is_upsampled(predictor, patch):
+def test_each_tile_of_a_plane_is_upsampled(predictor, patch):
     tiled = UnSAMPredictor(TiledEngine(copy.copy(predictor.engine), tile_px=128))
     tiled.set_image(patch)
     clicks = [COIN, (40, 40)]
-    for _ in range(2):  # in turn, so that each has its window back
+    for _ in range(2):  # in turn, so that each has its tile back
         for x, y in clicks:
             masks, _, _ = tiled.predict([(x, y)])
             assert masks.shape[1:] == patch.shape

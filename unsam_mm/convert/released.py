@@ -59,7 +59,7 @@ FORMATS = (
         re.compile(r'roi_heads\.'),
         cutler_checkpoint.convert_cutler,
         '.safetensors',
-        "CutLERDivider(checkpoint='{}') takes it",
+        "CutLERDivider(checkpoint='{}') accepts it",
     ),
     Format(
         names.RESNET50,

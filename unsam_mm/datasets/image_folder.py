@@ -64,8 +64,8 @@ class UnSAMImageFolder(BaseDetDataset):
             raise UnSAMError(f'split must be one of {SPLITS}, got {split!r}')
         if isinstance(data_root, list | tuple):
             raise UnSAMError(
-                f'data_root={list(data_root)}: UnSAMImageFolder accepts one folder; give their parent folder, or link them into '
-                'one folder'
+                f'data_root={list(data_root)}: UnSAMImageFolder accepts one folder; give their parent folder, or link '
+                'them into one folder'
             )
         if not 0 < held_out_fraction < 1:
             raise UnSAMError(f'held_out_fraction must lie between 0 and 1, got {held_out_fraction}')

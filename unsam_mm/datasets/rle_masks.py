@@ -81,7 +81,7 @@ class Segments:
         return self._sorted(self.mask, x, y0, y1, self.size_hw)
 
     def cropped(self, y0: int, y1: int, x0: int, x1: int) -> Segments:
-        """The segments inside of a window, in coordinates of the window."""
+        """The segments inside of a box, in coordinates of the box."""
         top, bottom = np.maximum(self.y0, y0) - y0, np.minimum(self.y1, y1) - y0
         kept = np.flatnonzero((self.x >= x0) & (self.x < x1) & (top < bottom))
         return Segments(self.mask[kept], self.x[kept] - x0, top[kept], bottom[kept], (y1 - y0, x1 - x0))
@@ -264,8 +264,8 @@ class RleMasks(BitmapMasks):
         """
         x0, x1 = np.clip(bbox[0::2], 0, self.width).astype(int)
         y0, y1 = np.clip(bbox[1::2], 0, self.height).astype(int)
-        window = (y0, y0 + max(y1 - y0, 1), x0, x0 + max(x1 - x0, 1))
-        return self._encoded(self._segments().cropped(*window))
+        rows_and_columns = (y0, y0 + max(y1 - y0, 1), x0, x0 + max(x1 - x0, 1))
+        return self._encoded(self._segments().cropped(*rows_and_columns))
 
     def pad(self, out_shape: Sequence[int], pad_val: int = 0) -> RleMasks:
         """Pads at the bottom and the right; padding belongs to every mask if `pad_val` is not 0.
@@ -321,14 +321,14 @@ class RleMasks(BitmapMasks):
         if self._bitmaps is not None:
             return self._bitmaps.copy()
         bitmaps = np.zeros((len(self), *self.size_hw), np.uint8)
-        for i, box, pixels in self._drawn():
+        for i, box, pixels in self._decoded_crops():
             bitmaps[i][box] = pixels
         return bitmaps
 
     def to_tensor(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
         """(N, H, W) tensor of the given dtype on the given device, without an intermediate array of all masks."""
         masks = torch.zeros((len(self), *self.size_hw), dtype=dtype, device=device)
-        for i, box, pixels in self._drawn():
+        for i, box, pixels in self._decoded_crops():
             masks[i][box] = torch.from_numpy(pixels).to(device, dtype)
         return masks
 
@@ -343,7 +343,7 @@ class RleMasks(BitmapMasks):
         rles = [rle for each in masks for rle in each.rles]
         return cls(rles, *masks[0].size_hw, np.concatenate([each.scores for each in masks]))
 
-    def _drawn(self) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:
+    def _decoded_crops(self) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:
         """Yields the index, the box as row and column slices, and the (h, w) bool crop of each non-empty mask."""
         rles = self.rles
         areas, boxes = areas_and_boxes(rles)

@@ -171,12 +171,12 @@ class RoundLabels:
     @property
     def is_complete(self) -> bool:
         """True if all images are done."""
-        return bool(self._noted().get('complete'))
+        return bool(self._metadata().get('complete'))
 
     @property
     def weights(self) -> str | None:
         """Fingerprint of the weights that predict the labels; None if none is recorded."""
-        return self._noted().get('weights')
+        return self._metadata().get('weights')
 
     def begin(self, weights: str, old: LabelSource, n_images: int, settings: str = '') -> None:
         """Prepares the folder. Removes its labels if the weights, the old labels or the settings have changed.
@@ -197,22 +197,22 @@ class RoundLabels:
             'settings': settings,
             'old_labels_signature': old.signature,
         }
-        noted = self._noted()
-        if any(noted.get(key) != value for key, value in origin.items()):
+        metadata = self._metadata()
+        if any(metadata.get(key) != value for key, value in origin.items()):
             self.store.clear()
             supervised = bool(old.folder) and PseudoMaskStore(old.folder).supervised
             write_json(self.folder / MANIFEST, {**origin, 'supervised': supervised, 'complete': False})
 
     def end(self) -> int:
         """Records that all images are done, and returns the number of images with labels."""
-        write_json(self.folder / MANIFEST, {**self._noted(), 'complete': True})
+        write_json(self.folder / MANIFEST, {**self._metadata(), 'complete': True})
         return len(self.store.names())
 
     def add(self, name: str, predicted: MaskSet, old: MaskSet) -> None:
         """Writes the labels of one image; see `join_labels`."""
         self.store.write(name, join_labels(predicted, old, self.min_score, self.max_iou))
 
-    def _noted(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
         return read_json(path) if path.is_file() and not was_cut_short(path) else {}
 

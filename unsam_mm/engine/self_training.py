@@ -21,7 +21,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner, load_checkpoint
 
-from unsam_mm.engine.checkpoints import POINTER, unwrapped
+from unsam_mm.engine.resuming import POINTER, unwrapped
 from unsam_mm.engine.round_labels import RoundLabels, check_names, label_images, label_source
 from unsam_mm.engine.train_loop import UnSAMTrainLoop
 from unsam_mm.errors import StoreError, UnSAMError
@@ -77,7 +77,7 @@ class UnSAMSelfTrainingHook(Hook):
     def __post_init__(self) -> None:
         given, self.at_iters = self.at_iters, list(self.at_iters)
         if not self.at_iters or self.at_iters != sorted({*self.at_iters}) or self.at_iters[0] < 0:
-            raise UnSAMError(f'at_iters must be rising iterations from 0 on, got {given}')
+            raise UnSAMError(f'at_iters must be iterations in increasing order, from 0 on, got {given}')
         if self.weights not in WEIGHTS:
             raise UnSAMError(f'weights must be one of {WEIGHTS}, got {self.weights!r}')
 

@@ -106,7 +106,7 @@ def evaluate_prompts(
     parts = []
     for number, image in enumerate(progress(images)):
         ious = []
-        for segment in drawn_segments(image, max_segments, (seed, number)):
+        for segment in sampled_segments(image, max_segments, (seed, number)):
             if not ious:
                 pixels = read_image(image.path)
                 predictor.set_image(pixels)
@@ -121,7 +121,7 @@ def evaluate_prompts(
     return SegmentIoUs.join(parts, n_clicks)
 
 
-def drawn_segments(image: PromptImage, max_segments: int | None, seed: Sequence[int]) -> Iterator[Segment]:
+def sampled_segments(image: PromptImage, max_segments: int | None, seed: Sequence[int]) -> Iterator[Segment]:
     """Yields the segments of an image that have pixels that count, or a random sample of them, in their order."""
     chosen = None
     if max_segments is not None:

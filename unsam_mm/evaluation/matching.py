@@ -1,6 +1,6 @@
 """COCO's greedy matching of the detections of one image to its ground truth.
 
-Ground-truth masks are called truths.
+In names and docstrings, truths are ground-truth masks.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def coco_prompts(
         with error_context(annotations):
             by_image = group_by_image(objects, entries, 'ground-truth annotation')
         groups = {
-            image_id: partial(_draw_records, records, image_size(entries[image_id]), annotations)
+            image_id: partial(_decode_records, records, image_size(entries[image_id]), annotations)
             for image_id, records in by_image.items()
         }
     chosen = [image for image_id, image in entries.items() if image_id in groups][:limit]
@@ -128,11 +128,11 @@ def folder_prompts(
             'or this name and # with a number'
         )
     return [
-        PromptImage(image, partial(_draw_pictures, own, each_value, ignored_value)) for image, own in found.items()
+        PromptImage(image, partial(_decode_pictures, own, each_value, ignored_value)) for image, own in found.items()
     ][:limit]
 
 
-def _draw_records(
+def _decode_records(
     records: list[Mapping[str, Any]], size_hw: tuple[int | None, int | None], annotations: str | Path
 ) -> Iterator[Segment]:
     with error_context(annotations):
@@ -141,7 +141,7 @@ def _draw_records(
         yield Segment(decode_rles([rle], tuple(rle['size']))[0])
 
 
-def _draw_pictures(paths: Iterable[Path], each_value: bool, ignored_value: int | None) -> Iterator[Segment]:
+def _decode_pictures(paths: Iterable[Path], each_value: bool, ignored_value: int | None) -> Iterator[Segment]:
     for path in paths:
         values = read_mask_picture(path, each_value)
         ignored = None if ignored_value is None else values == ignored_value
@@ -174,13 +174,13 @@ def _read_panoptic(
         if not path.is_file():
             missing.append(name)
         if object_ids:
-            groups[record['image_id']] = partial(_draw_panoptic, path, object_ids)
+            groups[record['image_id']] = partial(_decode_panoptic, path, object_ids)
     if missing:
         raise StoreError(f'{masks}: {len(missing)} PNG files of {annotations} are not there ({first_names(missing)})')
     return groups
 
 
-def _draw_panoptic(path: Path, ids: Iterable[int]) -> Iterator[Segment]:
+def _decode_panoptic(path: Path, ids: Iterable[int]) -> Iterator[Segment]:
     values = read_mask_picture(path, colours_as_numbers=True)
     for segment_id in ids:
         yield Segment(values == segment_id)

@@ -112,8 +112,8 @@ class UnSAMPromptIoUMetric(ImageMetric):
             raise UnSAMError(f'{name}: {n_prompts} prompts have masks, but there are {lengths}; expected one of each')
         if n_prompts and not (targets.min() >= 0 and targets.max() < len(truths) and clicks.min() >= 1):
             raise UnSAMError(
-                f'{name}: targets must be indices of the {len(truths)} truths and clicks start at 1, got targets up to '
-                f'{targets.max()} and clicks from {clicks.min()}'
+                f'{name}: targets must be indices of the {len(truths)} ground-truth masks and clicks start at 1, got '
+                f'targets up to {targets.max()} and clicks from {clicks.min()}'
             )
         ious = np.full((2, len(truths), self.n_clicks), np.nan)
         for masks, scores, target, click in zip(predicted['masks'], predicted['scores'], targets, clicks, strict=True):
@@ -130,7 +130,7 @@ def _ious_with(masks: Any, truth: Mapping[str, Any], name: str) -> np.ndarray:
     size_hw = tuple(truth['size'])
     if wrong := {tuple(rle['size']) for rle in rles} - {size_hw}:
         raise UnSAMError(
-            f'{name}: masks of prompts are {sorted(wrong)} px, truths {size_hw} px; both need the same size'
+            f'{name}: predicted masks are {sorted(wrong)} px, ground-truth masks {size_hw} px; both need the same size'
         )
     return mask_ious(decode_rles(rles, size_hw), decode_rles([truth], size_hw)[0])
 
@@ -139,7 +139,10 @@ def _filled(ious: np.ndarray, name: str) -> np.ndarray:
     """The IoUs of ground-truth masks that have prompts; the IoU after the last click is repeated."""
     prompted = ious[:, ~np.isnan(ious[0]).all(axis=1)]
     if np.isnan(prompted[..., 0]).any():
-        raise UnSAMError(f'{name}: a truth has a prompt with several clicks but none with one; give all from the first')
+        raise UnSAMError(
+            f'{name}: a ground-truth mask has a prompt with several clicks but none with one; '
+            'give the prompts from the first click on'
+        )
     for k in range(1, prompted.shape[-1]):
         absent = np.isnan(prompted[..., k])
         prompted[..., k][absent] = prompted[..., k - 1][absent]

@@ -104,8 +104,8 @@ class DetectorEngine(Engine):
         dataloader = settings.get('test_dataloader')
         loaders, resizes = (list(steps_of_type(dataloader, *names)) for names in (LOADERS, _RESIZES))
         scales = [_scale_of(step, config) for step in resizes or ([{}] if loaders else [])]
-        takes_rgb = (settings.model.get('data_preprocessor') or {}).get('rgb_to_bgr')
-        order = loaded_order(loaders[0]) if loaders else 'rgb' if takes_rgb else None
+        expects_rgb = (settings.model.get('data_preprocessor') or {}).get('rgb_to_bgr')
+        order = loaded_order(loaders[0]) if loaders else 'rgb' if expects_rgb else None
         return cls(model, scales[0] if scales else _SCALE, device, order)
 
     @property
@@ -155,36 +155,38 @@ class DetectorEngine(Engine):
         count = MAX_MASKS_PER_PROMPT if multimask_output and granularity is None else 1
         if self._head.details.trained:
             fields = _fields_of(prompt, earlier)
-            logits, scores = self._ask(**fields) if granularity is None else self._ask_at_all_granularities(fields)
+            logits, scores = (
+                self._predict(**fields) if granularity is None else self._predict_at_all_granularities(fields)
+            )
             masks = self._full_size(logits)
             order = np.argsort(-scores, kind='stable')
         else:
-            logits, scores = self._ask_each(prompt)
+            logits, scores = self._predict_each(prompt)
             masks = self._full_size(logits)
             order = _ranked(masks, scores, prompt, earlier)
         if granularity is not None:
             order = _nearest(masks, order, prompt, granularity)
         return masks[order[:count]], scores[order[:count]].clip(0, 1)
 
-    def _ask_at_all_granularities(self, fields: dict[str, np.ndarray]) -> tuple[Tensor, np.ndarray]:
+    def _predict_at_all_granularities(self, fields: dict[str, np.ndarray]) -> tuple[Tensor, np.ndarray]:
         """The best mask for a prompt at each of a fixed set of granularities."""
         count = len(_GRANULARITIES)
         repeated = {name: np.repeat(values, count, axis=0) for name, values in fields.items()}
-        logits, scores = self._ask(**repeated, granularity=_GRANULARITIES)
+        logits, scores = self._predict(**repeated, granularity=_GRANULARITIES)
         best = scores.reshape(count, -1).argmax(axis=1) + np.arange(count) * (len(scores) // count)
         return logits[torch.from_numpy(best).to(logits.device)], scores[best]
 
-    def _ask_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
+    def _predict_each(self, prompt: Prompt) -> tuple[Tensor, np.ndarray]:
         """Masks for each positive click and for the box as separate prompts."""
         answers = []
         if prompt.positive.any():
-            answers.append(self._ask(points=prompt.points_xy[prompt.positive] + 0.5))
+            answers.append(self._predict(points=prompt.points_xy[prompt.positive] + 0.5))
         if prompt.box_xyxy is not None:
-            answers.append(self._ask(bboxes=prompt.box_xyxy[None]))
+            answers.append(self._predict(bboxes=prompt.box_xyxy[None]))
         logits, scores = zip(*answers, strict=True)
         return torch.cat(logits), np.concatenate(scores)
 
-    def _ask(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def _predict(self, **fields: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """(N, h, w) logits of all masks of all prompts, and (N,) float32 scores, approximately in [0, 1]."""
         embedding, feature_hw = self._embedding, tuple(self._embedding.mask_feature.shape[2:])
         device = embedding.mask_feature.device
@@ -193,7 +195,7 @@ class DetectorEngine(Engine):
                 InstanceData(**fields), self._sizes, feature_hw, self._head.release, device
             )
             answer = self._head.answer(embedding, boxes[None], types[None], joint=False, details=details)
-        return answer.masks[0].flatten(0, 1), answer.ious[0].flatten().cpu().numpy()
+        return answer.masks[0].flatten(0, 1), answer.overlaps[0].flatten().cpu().numpy()
 
     def _full_size(self, logits: Tensor) -> np.ndarray:
         """(N, H, W) bool masks at full resolution of (N, h, w) logits."""
@@ -217,7 +219,7 @@ class DetectorEngine(Engine):
         grid = np.stack(np.meshgrid(positions * width, positions * height), axis=-1).reshape(-1, 2)
         kept, scores = self._embedding.mask_feature.new_zeros(0, *self._embedding.mask_feature.shape[2:]), np.zeros(0)
         for start in range(0, len(grid), _PROMPTS_AT_ONCE):
-            found, found_scores = self._ask(points=grid[start : start + _PROMPTS_AT_ONCE])
+            found, found_scores = self._predict(points=grid[start : start + _PROMPTS_AT_ONCE])
             kept, scores = torch.cat([kept, found]), np.concatenate([scores, found_scores])
             chosen = _distinct((kept > 0).cpu().numpy(), scores, max_iou)[:max_masks]
             kept, scores = kept[chosen], scores[chosen]

@@ -28,7 +28,7 @@ _CHUNK_PIXELS = 2**24
 _CHUNK_POINTS = 2**21
 """Candidate points in each chunk: 24 MB, 55 masks with the paper's 37632 candidates."""
 
-_WINDOW = 7
+_COLUMNS_PER_BYTE = 7
 """Columns between the first pixels of neighbouring bytes. Bytes overlap by one column, so that the two pixels at the
 left and right of a point are always in one byte."""
 
@@ -126,12 +126,12 @@ class BitMasks:
     def pack(cls, masks: BaseInstanceMasks, device: torch.device | str = 'cpu') -> BitMasks:
         """Packs masks of any of MMDetection's classes, in chunks."""
         height, width = masks.height, masks.width
-        right = _bytes_of_row(width) * _WINDOW - width
+        right = _bytes_of_row(width) * _COLUMNS_PER_BYTE - width
         packed = [np.zeros((0, (height + 2) * _bytes_of_row(width)), np.uint8)]
         for bitmaps in bitmap_chunks(masks):
             padded = np.pad(bitmaps.numpy(), ((0, 0), (1, 1), (1, right)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW + 1, axis=2)[:, :, ::_WINDOW]
-            packed.append(np.packbits(windows, axis=-1, bitorder='little').reshape(len(bitmaps), -1))
+            bits = np.lib.stride_tricks.sliding_window_view(padded, 8, axis=2)[:, :, ::_COLUMNS_PER_BYTE]
+            packed.append(np.packbits(bits, axis=-1, bitorder='little').reshape(len(bitmaps), -1))
         return cls(torch.from_numpy(np.concatenate(packed)).to(device), (height, width))
 
     def __len__(self) -> int:
@@ -153,9 +153,9 @@ class BitMasks:
         # In pixels of the padded masks, where every point of [0, 1] has four neighbours.
         coordinates = torch.addcmul(points.new_tensor(0.5), points, points.new_tensor([width, height]))
         column, row = coordinates.int().unbind(-1)
-        window = column // _WINDOW
-        shift = (column - window * _WINDOW).to(torch.uint8)
-        above = (row * _bytes_of_row(width) + window).long()
+        byte = column // _COLUMNS_PER_BYTE
+        shift = (column - byte * _COLUMNS_PER_BYTE).to(torch.uint8)
+        above = (row * _bytes_of_row(width) + byte).long()
         corners = (self._at(above) >> shift & 3) | (self._at(above + _bytes_of_row(width)) >> shift & 3) << 2
         values = (corners == 15).float()
         # Only points on the boundary of a mask need interpolation; they are few.
@@ -171,7 +171,7 @@ class BitMasks:
 
 
 def _bytes_of_row(width: int) -> int:
-    return width // _WINDOW + 1
+    return width // _COLUMNS_PER_BYTE + 1
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

@@ -21,12 +21,12 @@ class TokenPredictions(NamedTuple):
 
     Attributes:
         embeds: (P, T, C) mask embeddings; their products with the mask feature are the mask logits.
-        ious: (P, T) predicted overlaps (Dice coefficients) with the target masks.
+        overlaps: (P, T) predicted overlaps (Dice coefficients) with the target masks.
         boxes: (P, T, 4) as centre x, y, width, height in [0, 1].
     """
 
     embeds: Tensor
-    ious: Tensor
+    overlaps: Tensor
     boxes: Tensor
 
 
@@ -37,8 +37,8 @@ def prompt_losses(
 
     The target masks of a prompt are matched one to one with its tokens, by costs with the weights of the losses;
     unmatched tokens have no loss. The target of the predicted overlap is 1 minus the dice loss. The unmatched tokens of
-    prompts with `single_target` also learn their overlap with the chosen mask, at uniformly random points; together the
-    unmatched tokens of a prompt count as one pair.
+    prompts with `all_tokens_scored` also learn their overlap with the chosen mask, at uniformly random points; together
+    the unmatched tokens of a prompt count as one pair.
 
     Args:
         layers: Predictions on one image after each layer.
@@ -61,7 +61,7 @@ def _layer_losses(
 ) -> dict[str, Tensor]:
     rows, tokens, targets = match(predicted, prompts, *at_points)
     if len(targets) == 0:
-        total = torch.einsum('ptc,chw->', predicted.embeds, feature) + predicted.ious.sum() + predicted.boxes.sum()
+        total = torch.einsum('ptc,chw->', predicted.embeds, feature) + predicted.overlaps.sum() + predicted.boxes.sum()
         return dict.fromkeys(_WEIGHTS, 0 * total)  # DDP needs a gradient for all weights
     boxes, target_boxes = predicted.boxes[rows, tokens], prompts.mask_boxes[targets]
     corners, target_corners = bbox_cxcywh_to_xyxy(boxes), bbox_cxcywh_to_xyxy(target_boxes)
@@ -72,9 +72,9 @@ def _layer_losses(
         'loss_dice': loss_dice.sum(),
         'loss_bbox': (boxes - target_boxes).abs().sum(),
         'loss_giou': (1 - bbox_overlaps(corners, target_corners, mode='giou', is_aligned=True)).sum(),
-        'loss_iou': (predicted.ious[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
+        'loss_iou': (predicted.overlaps[rows, tokens] - 1 + loss_dice.detach()).square().sum(),
     }
-    if prompts.single_target is not None and prompts.single_target.any():
+    if prompts.all_tokens_scored is not None and prompts.all_tokens_scored.any():
         sums['loss_iou'] = sums['loss_iou'] + _unmatched_loss(predicted, prompts, at_points, (rows, tokens))
     return {name: _WEIGHTS[name] * total / n_pairs for name, total in sums.items()}
 
@@ -85,17 +85,17 @@ def _unmatched_loss(
     at_points: tuple[Tensor, Tensor],
     pairs: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Loss of the predicted overlaps of unmatched tokens, for prompts with `single_target`."""
+    """Loss of the predicted overlaps of unmatched tokens, for prompts with `all_tokens_scored`."""
     sampled, truth = at_points
-    unmatched = torch.ones_like(predicted.ious, dtype=torch.bool)
+    unmatched = torch.ones_like(predicted.overlaps, dtype=torch.bool)
     unmatched[pairs] = False
-    rows = prompts.single_target.nonzero()[:, 0]
+    rows = prompts.all_tokens_scored.nonzero()[:, 0]
     with torch.no_grad(), torch.autocast(sampled.device.type, enabled=False):
         probability = (predicted.embeds[rows].float() @ sampled).sigmoid()  # (n, T, Q)
         target = truth[prompts.chosen[rows]][:, None]
         overlap = (2 * (probability * target).sum(-1) + 1) / (probability.sum(-1) + target.sum(-1) + 1)
-    errors = (predicted.ious[rows] - overlap).square() * unmatched[rows]
-    return errors.sum() / max(predicted.ious.shape[1] - 1, 1)
+    errors = (predicted.overlaps[rows] - overlap).square() * unmatched[rows]
+    return errors.sum() / max(predicted.overlaps.shape[1] - 1, 1)
 
 
 def _point_losses(embed: Tensor, feature: Tensor, masks: BitMasks, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ _DEMO_CLICK = 0.005
 """Side of the box of a click in the released demonstrations, relative to the image."""
 
 _NO_PROMPTS = (
-    'UnSAMPromptHead: a data sample contains no prompts; set its `prompts` to InstanceData(points=...) with (P, 2) or '
+    'UnSAMPromptHead: a data sample has no prompts; set its `prompts` to InstanceData(points=...) with (P, 2) or '
     '(P, K, 2) x, y, InstanceData(bboxes=...) with (P, 4) x0, y0, x1, y1, or InstanceData(masks=...) with (P, H, W), in '
     'pixels of the original image'
 )

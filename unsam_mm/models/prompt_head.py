@@ -64,17 +64,17 @@ class ImageEmbedding(NamedTuple):
         return ImageEmbedding(self.mask_feature[here], [value[here] for value in self.values], self.sizes_hw)
 
 
-class PromptAnswer(NamedTuple):
+class PromptPredictions(NamedTuple):
     """Predictions for P prompts, T masks each.
 
     Attributes:
         masks: (B, P, T, H / 4, W / 4) logits.
-        ious: (B, P, T) predicted overlaps (Dice coefficients); approximately in [0, 1], not clipped.
+        overlaps: (B, P, T) predicted overlaps (Dice coefficients); approximately in [0, 1], not clipped.
         boxes: (B, P, T, 4) as centre x, y, width, height, relative to the padded image.
     """
 
     masks: Tensor
-    ious: Tensor
+    overlaps: Tensor
     boxes: Tensor
 
 
@@ -158,7 +158,7 @@ class UnSAMPromptHead(BaseModule):
         types: Tensor,
         joint: bool | None = None,
         details: PromptDetails | None = None,
-    ) -> PromptAnswer:
+    ) -> PromptPredictions:
         """Predicts masks for prompts.
 
         Args:
@@ -170,8 +170,8 @@ class UnSAMPromptHead(BaseModule):
         """
         joint = self.release if joint is None else joint
         decoded = self._decoded(embedding, boxes, types, joint, details)
-        embeds, ious, boxes = self._predictions(decoded, len(decoded.states) - 1)
-        return PromptAnswer(torch.einsum('bptc,bchw->bpthw', embeds, embedding.mask_feature), ious, boxes)
+        embeds, overlaps, boxes = self._predictions(decoded, len(decoded.states) - 1)
+        return PromptPredictions(torch.einsum('bptc,bchw->bpthw', embeds, embedding.mask_feature), overlaps, boxes)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Losses of every decoder layer for random prompts, by name; the prefix of the first layer is 'd0.'.
@@ -192,7 +192,7 @@ class UnSAMPromptHead(BaseModule):
         total['loss_mask'] = total['loss_mask'] + 0 * sum(weight.sum() for weight in self.details.parameters())
         return total
 
-    def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> list[PromptAnswer]:
+    def forward(self, x: Sequence[Tensor], batch_data_samples: SampleList) -> list[PromptPredictions]:
         """Raw predictions for the `prompts` of each image, as batches of one image; see `predict`."""
         embedding = self.embed(x)
         answers = []
@@ -267,7 +267,7 @@ class UnSAMPromptHead(BaseModule):
                     rounds=int(torch.randint(1, settings.correction_rounds + 1, ())),
                     earlier_mask_prob=settings.earlier_mask_prob,
                     feature_hw=tuple(image.mask_feature.shape[2:]),
-                    answer=partial(self._logits, image),
+                    predict_masks=partial(self._logits, image),
                 )
         if prompts.details is not None:
             self.details.trained.fill_(True)
@@ -307,11 +307,11 @@ class UnSAMPromptHead(BaseModule):
         boxes = self.decoder.refined(decoded.boxes[layer], states)
         return self.mask_mlp(states), self.iou_mlp(states)[..., 0], boxes
 
-    def _instances(self, answer: PromptAnswer, sample: DetDataSample, rescale: bool) -> InstanceData:
+    def _instances(self, answer: PromptPredictions, sample: DetDataSample, rescale: bool) -> InstanceData:
         """See `predict`."""
         sizes = ImageSizes.from_sample(sample, rescale)
         chunks = full_size_masks(answer.masks[0].flatten(0, 1), sizes)
-        prompts, tokens = answer.ious.shape[1:]
+        prompts, tokens = answer.overlaps.shape[1:]
         if self.mask_format == 'bitmap':
             masks = torch.cat(list(chunks)).unflatten(0, (prompts, tokens))
         else:
@@ -320,4 +320,4 @@ class UnSAMPromptHead(BaseModule):
         height, width = (batch * output / image for output, image, batch in zip(*sizes, strict=True))
         boxes = bbox_cxcywh_to_xyxy(answer.boxes[0])
         boxes = boxes * torch.tensor([width, height, width, height], device=boxes.device)
-        return InstanceData(scores=answer.ious[0], bboxes=boxes, masks=masks)
+        return InstanceData(scores=answer.overlaps[0], bboxes=boxes, masks=masks)

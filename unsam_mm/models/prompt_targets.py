@@ -30,7 +30,7 @@ from unsam_mm.next_click import next_click
 _BOX_NOISE = 0.1
 """Maximum shift of each side of a box prompt, relative to the size of the box."""
 
-Answer = Callable[[Tensor, Tensor, PromptDetails | None], Tensor]
+MaskPredictor = Callable[[Tensor, Tensor, PromptDetails | None], Tensor]
 """A function that returns (P, T, h, w) mask logits for (P, 4) boxes, (P,) types and details of P prompts."""
 
 
@@ -45,8 +45,8 @@ class TrainingPrompts:
         masks: The N masks.
         mask_boxes: (N, 4) bounding boxes of the masks, in the format of `boxes`.
         chosen: (P,) long, the mask that each prompt was drawn from; None if the image has no mask.
-        single_target: (P,) bool, True for prompts with a granularity or with simulated corrections: all their tokens
-            learn their overlap with the chosen mask. None if the image has no mask.
+        all_tokens_scored: (P,) bool, True for prompts whose tokens all learn their overlap with the chosen mask: those
+            with a granularity or with simulated corrections. None if the image has no mask.
         details: Details of the prompts, for a batch of one image; None if there are none.
     """
 
@@ -56,7 +56,7 @@ class TrainingPrompts:
     masks: BitMasks
     mask_boxes: Tensor
     chosen: Tensor | None = None
-    single_target: Tensor | None = None
+    all_tokens_scored: Tensor | None = None
     details: PromptDetails | None = None
 
     @property
@@ -172,7 +172,7 @@ def corrected(
     rounds: int,
     earlier_mask_prob: float,
     feature_hw: tuple[int, int],
-    answer: Answer,
+    predict_masks: MaskPredictor,
 ) -> TrainingPrompts:
     """Adds simulated clicks to some prompts, whose only target is then the mask that they were drawn from.
 
@@ -185,7 +185,7 @@ def corrected(
         rounds: Number of clicks added to each of these prompts; fewer if no error is left.
         earlier_mask_prob: Probability that a corrected prompt also has the last predicted mask as its earlier mask.
         feature_hw: Height and width of the mask feature.
-        answer: Predicts masks with the current model.
+        predict_masks: Predicts masks with the current model.
     """
     device, count = prompts.boxes.device, len(prompts.boxes)
     centres = pixel_centres(*feature_hw, device)
@@ -203,7 +203,7 @@ def corrected(
     clicked = np.zeros((len(rows), *feature_hw), bool)
     for turn in range(1, rounds + 1):
         own = None if granularity is None else granularity[rows]
-        logits = answer(*split_prompts(clicks[rows], kinds[rows], boxes[rows], sides, masks[rows], own))
+        logits = predict_masks(*split_prompts(clicks[rows], kinds[rows], boxes[rows], sides, masks[rows], own))
         predicted = _most_similar(logits > 0, true_masks)
         masks[rows] = predicted & keeps[:, None, None]
         for number, row in enumerate(rows.tolist()):
@@ -217,9 +217,11 @@ def corrected(
     targets = list(prompts.targets)
     for row in rows.tolist():
         targets[row] = prompts.chosen[row : row + 1]
-    single_target = prompts.single_target.clone()
-    single_target[rows] = True
-    return replace(prompts, boxes=starts, types=types, details=details, targets=targets, single_target=single_target)
+    all_tokens_scored = prompts.all_tokens_scored.clone()
+    all_tokens_scored[rows] = True
+    return replace(
+        prompts, boxes=starts, types=types, details=details, targets=targets, all_tokens_scored=all_tokens_scored
+    )
 
 
 def _most_similar(masks: Tensor, true_masks: Tensor) -> Tensor:

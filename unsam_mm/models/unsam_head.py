@@ -104,7 +104,7 @@ class UnSAMHead(BaseModule):
         self.class_weight = (loss_cls := loss_cls or _LOSS_CLS).get('class_weight')
         if len(self.class_weight or ()) != 2:
             raise UnSAMError(
-                'UnSAMHead: loss_cls.class_weight must hold two weights (object, no object), such as [1.0, 0.1], '
+                'UnSAMHead: loss_cls.class_weight must contain two weights (object, no object), such as [1.0, 0.1], '
                 f'got {self.class_weight}'
             )
         train_cfg, test_cfg = train_cfg or {}, test_cfg or {}

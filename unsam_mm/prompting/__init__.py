@@ -11,9 +11,9 @@ from __future__ import annotations
 from unsam_mm.prompting.automatic import UnSAMAutomaticMaskGenerator
 from unsam_mm.prompting.predictor import ENGINES, UnSAMPredictor, unsam_model_registry
 from unsam_mm.prompting.prompt import MAX_MASKS_PER_PROMPT
-from unsam_mm.prompting.tiles import TiledEngine
+from unsam_mm.prompting.tile_pyramid import MaskCrop
+from unsam_mm.prompting.tiled_engine import TiledEngine
 from unsam_mm.prompting.tree_engine import candidate_nodes, click_scores, distinct_nodes
-from unsam_mm.prompting.windows import MaskCrop
 
 __all__ = [
     'ENGINES',

@@ -29,7 +29,7 @@ def save_arrays(path: str | Path, kind: str, arrays: dict[str, np.ndarray]) -> N
     path = _checked(path)
     with atomic_writer(path, binary=True) as file:
         if path.exists() and path.stat().st_size and not _is_embedding(path):
-            raise StoreError(f'{path}: is a file that contains no embedding; choose another name')
+            raise StoreError(f'{path}: is a file without an embedding; choose another name')
         np.savez_compressed(file, _kind=np.array(kind), _format=np.int64(_FORMAT), **arrays)
 
 

@@ -11,7 +11,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 from unsam_mm.masks.mask_set import MaskSet
 from unsam_mm.prompting.planes import LazyPlane
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.windows import MaskCrop
+from unsam_mm.prompting.tile_pyramid import MaskCrop
 
 
 class Engine:

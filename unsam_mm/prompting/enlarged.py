@@ -70,7 +70,7 @@ class EnlargedEngine(WrappedEngine):
         large, scores = self._engine.answer(_enlarged_prompt(prompt), multimask_output, granularity)
         counts = _block_counts(large)
         if granularity is not None:
-            masks = np.array([_of_area(count, prompt) for count in counts], bool).reshape(counts.shape)
+            masks = np.array([_mask_of_area(count, prompt) for count in counts], bool).reshape(counts.shape)
             return masks, scores
         masks = counts >= _HALF
         thin = ~masks.any(axis=(1, 2))
@@ -146,7 +146,7 @@ def _block_counts(masks: np.ndarray) -> np.ndarray:
     return blocks.sum(axis=(2, 4), dtype=np.int8)
 
 
-def _of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
+def _mask_of_area(counts: np.ndarray, prompt: Prompt) -> np.ndarray:
     """(H, W) bool mask with a quarter of the area of the upsampled mask: the blocks with the most pixels of that mask.
 
     So a larger upsampled mask never gives a smaller mask.
@@ -187,5 +187,5 @@ def remove_equal(masks: MaskSet, stability: np.ndarray) -> tuple[MaskSet, np.nda
 
 def _first_of_equals(keys: list[bytes]) -> np.ndarray:
     """(N,) int64 index of the first key equal to each key."""
-    places: dict[bytes, int] = {}
-    return np.array([places.setdefault(key, i) for i, key in enumerate(keys)], np.int64)
+    firsts: dict[bytes, int] = {}
+    return np.array([firsts.setdefault(key, i) for i, key in enumerate(keys)], np.int64)

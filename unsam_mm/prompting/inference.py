@@ -216,9 +216,9 @@ class _Step:
     ) -> list[_ScoredCandidate]:
         """The base plus or minus each of the nested masks, where the result agrees with all clicks."""
         points, positive = self._prompt.points_xy, self._prompt.positive
-        held = nested.first_indices_at(points) <= np.arange(len(nested))[:, None]
+        contains = nested.first_indices_at(points) <= np.arange(len(nested))[:, None]
         inside = base.at(points)
-        inside = inside | held if adds else inside & ~held
+        inside = inside | contains if adds else inside & ~contains
         agrees = (inside == positive).all(axis=1)
         if not agrees.any():
             return []

@@ -18,7 +18,7 @@ from unsam_mm.prompting.nested_masks import LabelMap, NestedMasks
 from unsam_mm.prompting.prompt import NO_IMAGE, Prompt, mask_of_logits
 from unsam_mm.prompting.tree_engine import EPSILON, TreeSource
 from unsam_mm.student import RegionNet, RegionTokenizer, RegionTokens, propose, to_mask_set
-from unsam_mm.student.clicks import ClickableImage
+from unsam_mm.student.encoded_image import EncodedImage
 from unsam_mm.student.tokenizer import tokens_signature
 from unsam_mm.student.weights import load_weights
 
@@ -52,9 +52,9 @@ class RegionEngine(Engine):
         self._make_signature = signature
         self._net, self._make_tokenizer, self.device = net.eval().to(device), tokenizer, str(device)
         self._tokenizer: RegionTokenizer | None = None
-        self._image: ClickableImage | None = None
+        self._image: EncodedImage | None = None
         self.hierarchy: MaskHierarchy | None = None
-        self._clicks: ClickInference | None = None
+        self._inference: ClickInference | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, device: str = 'cpu') -> RegionEngine:
@@ -82,17 +82,17 @@ class RegionEngine(Engine):
     def set_image(self, rgb: np.ndarray) -> None:
         """Computes tokens and trees of an (H, W, 3) uint8 RGB image."""
         self._tokenizer = self._tokenizer or self._make_tokenizer(self.device)
-        self._set(*self._tokenizer.with_trees(rgb, self._read))
+        self._set(*self._tokenizer.with_trees(rgb, self._encode))
 
-    def _read(self, tokens: RegionTokens) -> ClickableImage:
-        return ClickableImage(self._net, tokens)
+    def _encode(self, tokens: RegionTokens) -> EncodedImage:
+        return EncodedImage(self._net, tokens)
 
-    def _set(self, image: ClickableImage, hierarchy: MaskHierarchy) -> None:
+    def _set(self, image: EncodedImage, hierarchy: MaskHierarchy) -> None:
         self._image, self.hierarchy = image, hierarchy
-        self._clicks = ClickInference(RegionSource(self._image, TreeSource(hierarchy, all_trees=True)))
+        self._inference = ClickInference(RegionSource(self._image, TreeSource(hierarchy, all_trees=True)))
 
     def reset_image(self) -> None:
-        self._image = self.hierarchy = self._clicks = None
+        self._image = self.hierarchy = self._inference = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
@@ -101,7 +101,7 @@ class RegionEngine(Engine):
             if prompt.contradicts_itself:
                 return np.zeros((0, *self.size_hw), bool), np.zeros(0, np.float32)
             return self._image.mask_at(granularity, prompt.points_xy, prompt.positive, prompt.box_xyxy)
-        return self._clicks.masks(prompt, multimask_output)
+        return self._inference.masks(prompt, multimask_output)
 
     def all_masks(
         self, max_masks: int, min_area_px: int, points_per_side: int, max_iou: float
@@ -128,7 +128,7 @@ class RegionEngine(Engine):
             tokens = RegionTokens(**{name: values for name, values in arrays.items() if name in names})
             if tokens.size_hw != hierarchy.size_hw:
                 raise ValueError(f'sizes are {tokens.size_hw} and {hierarchy.size_hw}')
-            self._set(self._read(tokens), hierarchy)
+            self._set(self._encode(tokens), hierarchy)
         except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UnSAMError(
                 f'the arrays are no region tokens of an image ({error}); make the embedding again'
@@ -139,7 +139,7 @@ class RegionEngine(Engine):
             self.device, self._tokenizer = str(device), None
             self._net.to(device)
             if self._image is not None:
-                self._set(self._read(self._image.tokens), self.hierarchy)
+                self._set(self._encode(self._image.tokens), self.hierarchy)
         return self
 
 
@@ -151,7 +151,7 @@ class RegionSource:
         trees: Source of tree regions for the same image.
     """
 
-    def __init__(self, image: ClickableImage, trees: TreeSource) -> None:
+    def __init__(self, image: EncodedImage, trees: TreeSource) -> None:
         self.grid, self._image, self._trees = trees.grid, image, trees
         self._regions = LabelMap(image.tokens.labels, trees.grid)
         self._areas = np.bincount(self._regions.sampled, minlength=len(image.tokens))
@@ -181,7 +181,7 @@ class RegionSource:
             nested_sets.append(replace(nested, log_prior=_combined(nested.log_prior, from_model)))
         log_priors = _combined(log_tree_priors, log_scores)
         predicted = [
-            NestedMasks(self._regions, np.where(held, 0, 1), log_priors[[i]]) for i, held in enumerate(members)
+            NestedMasks(self._regions, np.where(inside, 0, 1), log_priors[[i]]) for i, inside in enumerate(members)
         ]
         return nested_sets + predicted
 
@@ -190,9 +190,9 @@ class RegionSource:
         previous = None
         if prompt.mask_input is not None:
             previous = mask_of_logits(prompt.mask_input, self.grid.size_hw)
-        clicks = self._image.clicks(prompt.points_xy, prompt.positive, prompt.box_xyxy, previous)
-        answers = self._image.ask(clicks)
-        return answers.masks.astype(np.int64), answers.scores
+        region_prompt = self._image.region_prompt(prompt.points_xy, prompt.positive, prompt.box_xyxy, previous)
+        predictions = self._image.predict(region_prompt)
+        return predictions.masks.astype(np.int64), predictions.scores
 
 
 def _combined(log_tree: np.ndarray, log_model: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Image planes that are read lazily, window by window, from arrays on disk or from dask arrays."""
+"""Image planes that are read lazily, tile by tile, from arrays on disk or from dask arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from unsam_mm.errors import ImageError
 from unsam_mm.images import MIN_SIDE_PX, contrast_limits, rescale_intensity
-from unsam_mm.prompting.windows import Window
+from unsam_mm.prompting.tile_pyramid import Tile
 
 _BLOCK_PX = 1024  # side of the blocks that are read at once, a multiple of common chunk sizes
 _SAMPLE_SIDE_PX, _SAMPLES_A_SIDE = 128, 8  # side of the patches for contrast limits, and their number along each side
@@ -28,13 +28,13 @@ class LazyArray(Protocol):
 
 
 class LazyPlane:
-    """A plane of which only the pixels of requested windows are read.
+    """A plane of which only the pixels of requested tiles are read.
 
     Args:
         pixels: (H, W) or (H, W, 1, 3 or 4) array, or a pyramid: a list of such arrays of the same plane, downsampled by
-            powers of two, from which coarse windows are read. An alpha channel is dropped; NaN and infinite values
+            powers of two, from which coarse tiles are read. An alpha channel is dropped; NaN and infinite values
             count as 0.
-        limits: The values that are mapped to black and white in all windows. By default they are 0 and 255 for uint8,
+        limits: The values that are mapped to black and white in all tiles. By default they are 0 and 255 for uint8,
             and otherwise estimated, as for `as_rgb_uint8`, from at most 64 patches of the coarsest array.
         name: Name of the plane in error messages.
 
@@ -48,7 +48,7 @@ class LazyPlane:
     ) -> None:
         arrays = list(pixels) if isinstance(pixels, Sequence) else [pixels]
         if not arrays:
-            raise ImageError(f'{name}: expected an array or several, got an empty list')
+            raise ImageError(f'{name}: expected at least one array, got an empty list')
         for array in arrays:
             _check_shape(array, name)
         self.size_hw: tuple[int, int] = tuple(int(side) for side in arrays[0].shape[:2])
@@ -61,20 +61,20 @@ class LazyPlane:
         self._name, self._limits = name, limits
         self._levels = {self._level_of(array): array for array in arrays}
 
-    def read(self, window: Window) -> np.ndarray:
-        """(H, W, 3) uint8 RGB pixels of a window.
+    def read(self, tile: Tile) -> np.ndarray:
+        """(H, W, 3) uint8 RGB pixels of a tile.
 
         Raises:
-            ImageError: If the values are not numbers.
+            ImageError: If the values are not real numbers.
         """
-        level = max(level for level in self._levels if level <= window.level)
-        array, factor = self._levels[level], 1 << (window.level - level)
+        level = max(level for level in self._levels if level <= tile.level)
+        array, factor = self._levels[level], 1 << (tile.level - level)
         height, width = array.shape[:2]
-        top, left = window.top * factor, window.left * factor
-        out = np.empty((window.height, window.width, 3), np.uint8)
+        top, left = tile.top * factor, tile.left * factor
+        out = np.empty((tile.height, tile.width, 3), np.uint8)
         # Blocks are aligned to multiples of their side, so that chunks are rarely read twice.
-        for y0, y1 in _pieces(top, min(top + window.height * factor, height), factor):
-            for x0, x1 in _pieces(left, min(left + window.width * factor, width), factor):
+        for y0, y1 in _pieces(top, min(top + tile.height * factor, height), factor):
+            for x0, x1 in _pieces(left, min(left + tile.width * factor, width), factor):
                 rgb = self._to_rgb(_means(self._values(array, y0, y1, x0, x1), factor))
                 y, x = (y0 - top) // factor, (x0 - left) // factor
                 out[y : y + rgb.shape[0], x : x + rgb.shape[1]] = rgb
@@ -109,7 +109,9 @@ class LazyPlane:
     def _values(self, array: LazyArray, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         values = np.asarray(array[y0:y1, x0:x1])
         if values.dtype.kind not in 'buif':
-            raise ImageError(f'{self._name}: dtype {values.dtype} is not a number; convert it to integers or floats')
+            raise ImageError(
+                f'{self._name}: pixels of dtype {values.dtype} are not real numbers; convert it to integers or floats'
+            )
         if values.ndim == 3:
             values = values[..., 0] if values.shape[2] == 1 else values[..., :3]
         return np.nan_to_num(values, posinf=0, neginf=0) if values.dtype.kind == 'f' else values
@@ -120,8 +122,8 @@ class LazyPlane:
         # Sides may be rounded up or down at each level; either way they are less than one pixel off.
         if (np.abs(np.divide(self.size_hw, 1 << level) - array.shape[:2]) > 1).any():
             raise ImageError(
-                f'{self._name}: an array of {array.shape[:2]} px is not {self.size_hw} px downsampled by a power of two; '
-                'pass such arrays, or the first array alone'
+                f'{self._name}: an array of {array.shape[:2]} px is not the first one, of {self.size_hw} px, '
+                'downsampled by a power of two; pass a pyramid with the factors 1, 2, 4, ..., or only the first array'
             )
         return level
 

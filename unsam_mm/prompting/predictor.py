@@ -24,9 +24,9 @@ from unsam_mm.prompting.prompt import (
     as_numbers,
     low_resolution_logits,
 )
-from unsam_mm.prompting.tiles import TiledEngine
+from unsam_mm.prompting.tile_pyramid import MaskCrop
+from unsam_mm.prompting.tiled_engine import TiledEngine
 from unsam_mm.prompting.tree_engine import TreeEngine
-from unsam_mm.prompting.windows import MaskCrop
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,25 +10,25 @@ import numpy as np
 
 from unsam_mm.masks.granularity import area_granularity, nearest_area
 from unsam_mm.prompting.prompt import Prompt
-from unsam_mm.prompting.windows import MaskCrop, Window, WindowPyramid
+from unsam_mm.prompting.tile_pyramid import MaskCrop, Tile, TilePyramid
 
 _SAME_IOU = 0.8
 _LEVEL_PENALTY = 0.5  # factor of scores for each level after the leading one
-_DECADES_IN_WINDOW = 4  # the smallest mask tried in a window has an area of 10^-4 of the window
+_DECADES_IN_TILE = 4  # the smallest mask tried in a tile has an area of 10^-4 of the tile
 _STEPS_PER_DECADE = 8  # areas that are tried for each factor of ten
 
 
 def combine_levels(
     levels: Iterable[tuple[list[MaskCrop | None], np.ndarray]], count: int
 ) -> tuple[list[MaskCrop], np.ndarray]:
-    """Combines the masks for one prompt from windows of increasing coarseness.
+    """Combines the masks for one prompt from tiles of increasing coarseness.
 
-    The leading level is the first one whose best mask does not extend beyond its window. The scores of every other level
+    The leading level is the first one whose best mask does not extend beyond its tile. The scores of every other level
     are scaled so that its best mask gets the score of the best mask of the leading level. They are halved for each level
     after the leading one, since coarser levels resolve less detail.
 
     Args:
-        levels: At least one mask of each level, with None for masks that may extend beyond the window, and their (C,)
+        levels: At least one mask of each level, with None for masks that may extend beyond the tile, and their (C,)
             scores. Coarser levels are not read once there is a leading level and enough masks.
         count: Number of masks wanted.
 
@@ -51,7 +51,7 @@ def combine_levels(
                 continue
             score = weight * float(scores[number]) / max(best_score, np.finfo(np.float32).tiny)
             same = [i for i, other in enumerate(finer) if crop.iou(other) > _SAME_IOU]
-            if same:  # the mask of the finer window is kept, which is more accurate
+            if same:  # the mask of the finer tile is kept, which is more accurate
                 relative_scores[same[0]] = max(relative_scores[same[0]], score)
             elif crop.area > largest or (leads and number == best):
                 kept.append(crop)
@@ -71,14 +71,14 @@ class _SizedMask:
     """The mask for one area.
 
     Attributes:
-        number: Index of the window at which the search for the next area begins.
-        found: The window of the mask, and the (h, w) bool mask; None if there is none.
+        number: Index of the tile at which the search for the next area begins.
+        found: The tile of the mask, and the (h, w) bool mask; None if there is none.
         area: Area of the mask in pixels of the plane.
         score: Its score.
     """
 
     number: int = 0
-    found: tuple[Window, np.ndarray] | None = None
+    found: tuple[Tile, np.ndarray] | None = None
     area: int = 0
     score: float = 0.0
 
@@ -86,33 +86,33 @@ class _SizedMask:
 class MasksBySize:
     """Masks for one prompt by area; a larger wanted area never gives a smaller mask.
 
-    Areas from a ten-thousandth of a window of the finest level to the whole plane are tried in ascending order, eight
-    for each factor of ten, up to the wanted area. If the mask may extend beyond the window, the next coarser window is
+    Areas from a ten-thousandth of a tile of the finest level to the whole plane are tried in ascending order, eight
+    for each factor of ten, up to the wanted area. If the mask may extend beyond the tile, the next coarser tile is
     used. A mask smaller than the previous one is not accepted.
 
     Args:
         masks_in: See `TiledEngine.masks_in`.
         crops_in: See `TiledEngine.crops_in`.
-        pyramid: The windows of the plane.
-        windows: The windows that contain the prompt, finest first.
+        pyramid: The tiles of the plane.
+        tiles: The tiles that contain the prompt, finest first.
         prompt: The prompt.
     """
 
     def __init__(
         self,
-        masks_in: Callable[[Window, Prompt, float | None], tuple[np.ndarray, np.ndarray]],
-        crops_in: Callable[[Window, np.ndarray, Prompt], list[MaskCrop | None]],
-        pyramid: WindowPyramid,
-        windows: list[Window],
+        masks_in: Callable[[Tile, Prompt, float | None], tuple[np.ndarray, np.ndarray]],
+        crops_in: Callable[[Tile, np.ndarray, Prompt], list[MaskCrop | None]],
+        pyramid: TilePyramid,
+        tiles: list[Tile],
         prompt: Prompt,
     ) -> None:
         self._masks_in, self._crops_in = masks_in, crops_in
-        self._pyramid, self._windows, self._prompt = pyramid, windows, prompt
+        self._pyramid, self._tiles, self._prompt = pyramid, tiles, prompt
         self._masks: list[_SizedMask] = []
         height, width = pyramid.size_hw
         finest = min(height, pyramid.side_px) * min(width, pyramid.side_px)
         self._plane_px = height * width
-        self._last = math.ceil(_STEPS_PER_DECADE * (_DECADES_IN_WINDOW + math.log10(self._plane_px / finest)))
+        self._last = math.ceil(_STEPS_PER_DECADE * (_DECADES_IN_TILE + math.log10(self._plane_px / finest)))
 
     def answer(self, area_px: float) -> tuple[list[MaskCrop], np.ndarray]:
         """The mask of the nearest area and its (1,) score, or no mask if none agrees with the prompt.
@@ -129,23 +129,23 @@ class MasksBySize:
         if not masks:
             return [], np.zeros(0, np.float32)
         nearest = masks[nearest_area(np.array([mask.area for mask in masks]), area_px)]
-        window, mask = nearest.found
-        return self._crops_in(window, mask[None], self._prompt), np.array([nearest.score], np.float32)
+        tile, mask = nearest.found
+        return self._crops_in(tile, mask[None], self._prompt), np.array([nearest.score], np.float32)
 
     def _next(self) -> _SizedMask:
         previous = self._masks[-1] if self._masks else _SizedMask()
         wanted_px = self._plane_px * 10.0 ** ((len(self._masks) - self._last) / _STEPS_PER_DECADE)
-        for number in range(previous.number, len(self._windows)):
-            window = self._windows[number]
-            window_px = self._pyramid.area_of(window)
-            if wanted_px > window_px and number + 1 < len(self._windows):
+        for number in range(previous.number, len(self._tiles)):
+            tile = self._tiles[number]
+            tile_area_px = self._pyramid.area_of(tile)
+            if wanted_px > tile_area_px and number + 1 < len(self._tiles):
                 continue
-            masks, scores = self._masks_in(window, self._prompt, float(area_granularity(wanted_px, window_px)))
-            if len(masks) and previous.found and previous.found[0] == window and (masks[0] == previous.found[1]).all():
+            masks, scores = self._masks_in(tile, self._prompt, float(area_granularity(wanted_px, tile_area_px)))
+            if len(masks) and previous.found and previous.found[0] == tile and (masks[0] == previous.found[1]).all():
                 return previous
-            crops = self._crops_in(window, masks, self._prompt)
+            crops = self._crops_in(tile, masks, self._prompt)
             if crops and crops[0] is not None:
                 if crops[0].area < previous.area:
                     return replace(previous, number=number)
-                return _SizedMask(number, (window, masks[0].copy()), crops[0].area, float(scores[0]))
-        return replace(previous, number=max(len(self._windows) - 1, 0))
+                return _SizedMask(number, (tile, masks[0].copy()), crops[0].area, float(scores[0]))
+        return replace(previous, number=max(len(self._tiles) - 1, 0))

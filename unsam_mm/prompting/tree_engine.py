@@ -49,11 +49,11 @@ class TreeEngine(Engine):
 
     def set_hierarchy(self, hierarchy: MaskHierarchy) -> None:
         self.hierarchy = hierarchy
-        self._clicks = ClickInference(TreeSource(hierarchy))
+        self._inference = ClickInference(TreeSource(hierarchy))
 
     def reset_image(self) -> None:
         self.hierarchy: MaskHierarchy | None = None
-        self._clicks: ClickInference | None = None
+        self._inference: ClickInference | None = None
 
     def answer(
         self, prompt: Prompt, multimask_output: bool, granularity: float | None
@@ -61,7 +61,7 @@ class TreeEngine(Engine):
         """(C, H, W) bool masks, smallest first, and (C,) float32 scores."""
         if granularity is not None:
             return self._answer_at(prompt, granularity)
-        return self._clicks.masks(prompt, multimask_output, smallest_first=True)
+        return self._inference.masks(prompt, multimask_output, smallest_first=True)
 
     def _answer_at(self, prompt: Prompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
         """The node of the nearest area that agrees with a prompt; none if no node agrees."""
@@ -203,20 +203,20 @@ def _unscaled_click_scores(hierarchy: MaskHierarchy) -> np.ndarray:
     return scores
 
 
-def distinct_nodes(hierarchy: MaskHierarchy, chain: np.ndarray, scores: np.ndarray, max_iou: float = 0.8) -> np.ndarray:
+def distinct_nodes(hierarchy: MaskHierarchy, nodes: np.ndarray, scores: np.ndarray, max_iou: float = 0.8) -> np.ndarray:
     """Non-maximum suppression of nested nodes, best first.
 
     A path from a leaf to the root has 20 to 60 nodes, many of them near-duplicates.
 
     Args:
         hierarchy: Region tree of the image.
-        chain: (K,) nested nodes, as from `candidate_nodes`.
+        nodes: (K,) nested nodes, as from `candidate_nodes`.
         scores: (N,) score of every node, such as `click_scores`.
         max_iou: Largest IoU of two nodes that are kept, in (0, 1].
     """
-    chain = np.asarray(chain, np.int64)
+    nodes = np.asarray(nodes, np.int64)
     kept: list[int] = []
-    for node in chain[np.argsort(-scores[chain], kind='stable')]:
+    for node in nodes[np.argsort(-scores[nodes], kind='stable')]:
         if not kept or hierarchy.iou(node, np.array(kept)).max() <= max_iou:
             kept.append(int(node))
     return np.array(kept, np.int64)
@@ -227,13 +227,13 @@ def _agreeing_nodes(hierarchy: MaskHierarchy, prompt: Prompt) -> np.ndarray:
     x, y = prompt.points_xy.T
     leaves = hierarchy.leaves_at(y, x)
     if prompt.positive.any():
-        chain = hierarchy.tree.path(leaves[prompt.positive].min())
-        chain = chain[hierarchy.end_leaf[chain] > leaves[prompt.positive].max()]
+        nodes = hierarchy.tree.path(leaves[prompt.positive].min())
+        nodes = nodes[hierarchy.end_leaf[nodes] > leaves[prompt.positive].max()]
     else:
-        chain = _nodes_around_box(hierarchy, prompt.box_xyxy)
+        nodes = _nodes_around_box(hierarchy, prompt.box_xyxy)
     for leaf in leaves[~prompt.positive]:
-        chain = chain[(leaf < hierarchy.first_leaf[chain]) | (leaf >= hierarchy.end_leaf[chain])]
-    return chain
+        nodes = nodes[(leaf < hierarchy.first_leaf[nodes]) | (leaf >= hierarchy.end_leaf[nodes])]
+    return nodes
 
 
 def _nodes_around_box(hierarchy: MaskHierarchy, box_xyxy: np.ndarray) -> np.ndarray:

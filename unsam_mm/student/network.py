@@ -10,9 +10,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from unsam_mm.errors import UnSAMError
 from unsam_mm.student.pairs import APPEARANCE_DIM, OTHER_DISTANCES, RegionInputs
-from unsam_mm.student.prompts import MARKS, RegionPrompts
+from unsam_mm.student.prompts import EXTRA_CHANNELS, RegionPrompts
 
-_WAVES = 8  # frequencies of the positional encoding of a coordinate or a granularity
+_N_FREQUENCIES = 8  # frequencies of the positional encoding of a coordinate or a granularity
 _STATISTICS = 8  # channels for boundary, size and granularity of a mask, from which its scores are predicted
 _WIDEST_GAP = 0.5  # largest difference of granularities that `_gaps` returns
 _STEP_SHARPNESS = 6.0  # the clamped difference saturates at a granularity difference of 0.25
@@ -49,13 +49,13 @@ class RegionNet(nn.Module):
             raise UnSAMError(f'width must be a multiple of heads, got {width} and {heads}')
         distances = trees + OTHER_DISTANCES
         self.trees, self.feature_channels = trees, feature_channels
-        self.region = _mlp(2 * feature_channels + APPEARANCE_DIM + 4 * _WAVES, 2 * width, width)
+        self.region = _mlp(2 * feature_channels + APPEARANCE_DIM + 4 * _N_FREQUENCIES, 2 * width, width)
         self.pair_bias = _mlp(distances, 16, heads * encoder_layers)
         self.encoder = nn.ModuleList(EncoderLayer(width, heads) for _ in range(encoder_layers))
         self.encoder_norm = nn.LayerNorm(width)
-        self.granularity = _mlp(2 * _WAVES + 1, width, width)
+        self.granularity = _mlp(2 * _N_FREQUENCIES + 1, width, width)
         self.prompt = nn.Linear(2 * width, width)
-        self.pair = nn.Linear(2 * distances + MARKS + trees, prompt_channels)
+        self.pair = nn.Linear(2 * distances + EXTRA_CHANNELS + trees, prompt_channels)
         self.pair_region = nn.Linear(width, prompt_channels, bias=False)
         self.pair_prompt = nn.Linear(width, prompt_channels, bias=False)
         self.decoder = nn.ModuleList(DecoderLayer(width, heads, prompt_channels) for _ in range(decoder_layers))
@@ -75,7 +75,9 @@ class RegionNet(nn.Module):
                 f'the tokens have {found[0]} trees and {found[1]} feature channels, the network {self.trees} and '
                 f'{self.feature_channels}; use the generator settings that it was trained with'
             )
-        regions = self.region(torch.cat([inputs.features, inputs.appearance, _waves(inputs.centres_yx)], dim=1))
+        regions = self.region(
+            torch.cat([inputs.features, inputs.appearance, _positional_encoding(inputs.centres_yx)], dim=1)
+        )
         biases = self.pair_bias(inputs.pairs).permute(2, 0, 1).chunk(len(self.encoder))
         for layer, bias in zip(self.encoder, biases, strict=True):
             regions = layer(regions, bias)
@@ -96,7 +98,9 @@ class RegionNet(nn.Module):
         known = ~prompts.granularity.isnan()
         granularity = torch.where(known, prompts.granularity, 0.0)
         wanted = self.granularity(
-            torch.cat([_waves(granularity[:, None]) * known[:, None], known[:, None].to(granularity)], dim=1)
+            torch.cat(
+                [_positional_encoding(granularity[:, None]) * known[:, None], known[:, None].to(granularity)], dim=1
+            )
         )
         queries = self.prompt(torch.cat([prompts.weights @ encoded, wanted], dim=1)) + wanted
         hidden = self._pairs(prompts.channels, granularity, known, encoded, queries)
@@ -198,9 +202,9 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
-def _waves(values: Tensor) -> Tensor:
-    """(N, 2 K _WAVES) sinusoidal encoding of (N, K) values; from 0 to 1, wave k has 2^k quarters of a period."""
-    frequencies = 2.0 ** torch.arange(_WAVES, device=values.device) * (math.pi / 2)
+def _positional_encoding(values: Tensor) -> Tensor:
+    """(N, 2 K _N_FREQUENCIES) sinusoids of (N, K) values; over [0, 1], number k has 2^k quarters of a period."""
+    frequencies = 2.0 ** torch.arange(_N_FREQUENCIES, device=values.device) * (math.pi / 2)
     angles = values[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 

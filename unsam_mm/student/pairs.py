@@ -115,11 +115,11 @@ def _pairs(tokens: RegionTokens, centres: Tensor, directions: Tensor, colour: Te
     areas = tokens.areas_px.astype(np.float64)
     own = area_granularity(torch.from_numpy(areas), areas.sum()).float().numpy()
     pairs = np.zeros((n_tokens, n_tokens, n_trees + OTHER_DISTANCES), np.float32)
-    node_areas = _meeting_areas(orders, tokens.tree_heights, areas)
-    meeting = area_granularity(torch.from_numpy(node_areas), areas.sum()).float().numpy()
-    _spread(orders, meeting, pairs[:, :, :n_trees])
+    node_areas = _ancestor_areas(orders, tokens.tree_heights, areas)
+    ancestor_granularity = area_granularity(torch.from_numpy(node_areas), areas.sum()).float().numpy()
+    _largest_gaps(orders, ancestor_granularity, pairs[:, :, :n_trees])
     pairs[np.arange(n_tokens), np.arange(n_tokens), :n_trees] = own[:, None]
-    _spread(orders[:1], tokens.tree_heights[:1], pairs[:, :, -1:])
+    _largest_gaps(orders[:1], tokens.tree_heights[:1], pairs[:, :, -1:])
     pairs = torch.from_numpy(pairs)
     # Without matrix products, whose rounding gives non-zero distances of a region to itself and differs between
     # devices.
@@ -132,7 +132,7 @@ def _pairs(tokens: RegionTokens, centres: Tensor, directions: Tensor, colour: Te
 
 
 @numba.njit(nogil=True, cache=True)
-def _meeting_areas(orders, heights, areas):
+def _ancestor_areas(orders, heights, areas):
     """(T, L - 1) float64 area of the lowest common ancestor of each pair of consecutive regions of each order.
 
     The gap between two consecutive regions has the height of their ancestor. On both sides of the gap the ancestor
@@ -140,22 +140,22 @@ def _meeting_areas(orders, heights, areas):
     """
     n_trees, n_tokens = orders.shape
     found = np.zeros((n_trees, max(n_tokens - 1, 0)))
-    below = np.zeros(n_tokens + 1)
+    cumulative = np.zeros(n_tokens + 1)
     for tree in range(n_trees):
         for place in range(n_tokens):
-            below[place + 1] = below[place] + areas[orders[tree, place]]
+            cumulative[place + 1] = cumulative[place] + areas[orders[tree, place]]
         for gap in range(n_tokens - 1):
             first, last = gap, gap + 1
             while first > 0 and heights[tree, first - 1] <= heights[tree, gap]:
                 first -= 1
             while last < n_tokens - 1 and heights[tree, last] <= heights[tree, gap]:
                 last += 1
-            found[tree, gap] = below[last + 1] - below[first]
+            found[tree, gap] = cumulative[last + 1] - cumulative[first]
     return found
 
 
 @numba.njit(nogil=True, cache=True)
-def _spread(orders, gaps, out):
+def _largest_gaps(orders, gaps, out):
     """Writes the largest of the gaps between any two regions in each order into (L, L, T) `out`."""
     n_trees, n_tokens = orders.shape
     for tree in range(n_trees):

@@ -12,10 +12,10 @@ from unsam_mm.student.pairs import RegionInputs
 FAR = 1.5
 """Distance to the nearest positive or negative region if a prompt has none; larger than most distances that occur."""
 
-MARKS = 5
+EXTRA_CHANNELS = 5
 """Number of channels after the distances: has negatives, in the box, has a box, earlier mask, has an earlier mask."""
 
-_HAS_NEGATIVE, _IN_BOX, _HAS_BOX, _EARLIER, _HAS_EARLIER = range(-MARKS, 0)
+_HAS_NEGATIVE, _IN_BOX, _HAS_BOX, _EARLIER, _HAS_EARLIER = range(-EXTRA_CHANNELS, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class RegionPrompts:
 
     Attributes:
         channels: (Q, L, 2 P + 5) float32; distances to the nearest positive region and to the nearest negative region,
-            then `MARKS`.
+            then those of `EXTRA_CHANNELS`.
         weights: (Q, L) float32 attention weights of the prompted regions, with a sum of 1.
         granularity: (Q,) float32 in [0, 1]; NaN if unknown.
     """
@@ -43,7 +43,7 @@ class RegionPrompts:
             granularity: (Q,), NaN where unknown; by default all unknown.
         """
         n_distances = inputs.pairs.shape[-1]
-        channels = inputs.pairs.new_zeros(len(seeds), len(inputs), 2 * n_distances + MARKS)
+        channels = inputs.pairs.new_zeros(len(seeds), len(inputs), 2 * n_distances + EXTRA_CHANNELS)
         channels[..., :n_distances] = inputs.pairs[seeds]
         channels[..., n_distances : 2 * n_distances] = FAR
         weights = channels.new_zeros(len(seeds), len(inputs))
@@ -72,7 +72,7 @@ class RegionPrompts:
             granularity: (Q,) float, NaN where unknown; by default all unknown.
         """
         n_distances, n_prompts = inputs.pairs.shape[-1], len(positive)
-        channels = inputs.pairs.new_zeros(n_prompts, len(inputs), 2 * n_distances + MARKS)
+        channels = inputs.pairs.new_zeros(n_prompts, len(inputs), 2 * n_distances + EXTRA_CHANNELS)
         channels[..., :n_distances] = _nearest(inputs.pairs, positive)
         weights = _evenly(positive, len(inputs)).to(channels)
         channels[..., n_distances : 2 * n_distances] = FAR

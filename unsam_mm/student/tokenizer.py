@@ -53,13 +53,13 @@ class RegionTokenizer:
         self._trees = RegionTrees(self.settings, device)
 
     def with_trees(
-        self, image: np.ndarray, read: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
+        self, image: np.ndarray, process: Callable[[RegionTokens], _T], progress: ProgressCallback | None = None
     ) -> tuple[_T, MaskHierarchy]:
-        """Computes the tokens and the ranked trees of an image; returns the result of `read` and the trees.
+        """Computes the tokens and the ranked trees of an image; returns the result of `process` and the trees.
 
         Args:
             image: (H, W) or (H, W, 3 or 4) array; see `unsam_mm.images.as_rgb_uint8`.
-            read: Called with the tokens in the background, while the trees are ranked.
+            process: Called with the tokens in the background, while the trees are ranked.
             progress: Called with the progress; an exception that it raises stops the computation.
 
         Raises:
@@ -67,10 +67,10 @@ class RegionTokenizer:
         """
         grown = self._grow(image, progress)
         with threads.run_in_background(
-            lambda: read(_describe(grown, _cut(grown.trees[0], self.n_tokens)))
-        ) as tokens_read:
+            lambda: process(_describe(grown, _cut(grown.trees[0], self.n_tokens)))
+        ) as processed:
             hierarchy = self._trees.rank(grown, progress)
-            return tokens_read(), hierarchy
+            return processed(), hierarchy
 
     def with_masks(self, image: np.ndarray, max_masks: int = 300) -> tuple[RegionTokens, TokenMasks]:
         """The tokens of an image and its best pseudo-masks.

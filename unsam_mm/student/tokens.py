@@ -80,7 +80,7 @@ class RegionTokens:
         if len(areas) > n_tokens or (areas != self.areas_px).any() or not areas.all():
             raise UnSAMError('areas_px differ from the areas of the labels, or a region has no pixel')
         if (np.sort(self.tree_orders, axis=1) != np.arange(n_tokens)).any():
-            raise UnSAMError(f'tree_orders must hold each of the {n_tokens} regions once in every row')
+            raise UnSAMError(f'tree_orders must contain each of the {n_tokens} regions once in every row')
         self._check_ranges()
         self._check_edges()
 

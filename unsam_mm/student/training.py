@@ -127,16 +127,16 @@ def draw_targets(
     """Random seed regions, larger ones more often, and for each some pseudo-masks and tree nodes that contain it."""
     seeds = _pick(inputs.areas_px.sqrt()[None], n_seeds, generator)[0]
     n_masks = per_seed // 2
-    holds = (teacher.shares[:, seeds] > 0.5).T
-    held = holds.any(1)
-    chances = holds * teacher.scores
-    chances = (chances / chances.amax(1, keepdim=True)).clamp(min=0.1) * holds if len(teacher.scores) else chances
-    chosen = _pick(chances[held], n_masks, generator).flatten()
+    contains = (teacher.shares[:, seeds] > 0.5).T
+    has_mask = contains.any(1)
+    chances = contains * teacher.scores
+    chances = (chances / chances.amax(1, keepdim=True)).clamp(min=0.1) * contains if len(teacher.scores) else chances
+    chosen = _pick(chances[has_mask], n_masks, generator).flatten()
     node_seeds = seeds.repeat_interleave(per_seed - n_masks)
     nodes, node_granularity = _draw_nodes(inputs, node_seeds, generator)
     mask_granularity = area_granularity(teacher.areas_px, inputs.areas_px.sum())[chosen]
     return Targets(
-        seeds=torch.cat([seeds[held].repeat_interleave(n_masks), node_seeds]),
+        seeds=torch.cat([seeds[has_mask].repeat_interleave(n_masks), node_seeds]),
         shares=torch.cat([teacher.shares[chosen], nodes]),
         granularity=torch.cat([mask_granularity, node_granularity]),
         is_mask=torch.arange(len(chosen) + len(node_seeds), device=seeds.device) < len(chosen),
@@ -234,10 +234,10 @@ def _score_targets(inputs: RegionInputs, teacher: TeacherMasks, seeds: Tensor, l
     in_list = (good * torch.exp(-rank / _RANK_SCALE)).amax(1)
     inside = teacher.shares > 0.5
     click_scores = teacher.scores / teacher.areas_px.sqrt() * torch.exp(-4 * (inside.to(iou) @ inputs.border_share))
-    holds = inside[:, seeds].T.to(iou)
-    click_scores = holds * click_scores
+    contains = inside[:, seeds].T.to(iou)
+    click_scores = contains * click_scores
     click_scores = click_scores / (click_scores.amax(1, keepdim=True) + 1e-9)
-    under_click = (good * (0.1 + 0.9 * click_scores) * holds).amax(1)
+    under_click = (good * (0.1 + 0.9 * click_scores) * contains).amax(1)
     return torch.stack([in_list, under_click], dim=1).clamp(max=1)  # rounding may exceed 1
 
 

@@ -18,7 +18,7 @@ from unsam_mm.pseudo_masks.region_trees import GeneratorSettings
 from unsam_mm.pseudo_masks.setting_names import current_settings
 from unsam_mm.student.network import RegionNet
 from unsam_mm.student.pairs import OTHER_DISTANCES
-from unsam_mm.student.prompts import MARKS
+from unsam_mm.student.prompts import EXTRA_CHANNELS
 from unsam_mm.student.tokens import MAX_TOKENS
 
 FORMAT = 'unsam-region-model-1'
@@ -28,7 +28,7 @@ _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedRegions:
+class TrainedModel:
     """A trained network and the tokens that it was trained on.
 
     Attributes:
@@ -82,7 +82,7 @@ def save_weights(
         file.write(content)
 
 
-def load_weights(path: str | Path) -> TrainedRegions:
+def load_weights(path: str | Path) -> TrainedModel:
     """Reads a file that `save_weights` wrote.
 
     Raises:
@@ -111,7 +111,7 @@ def load_weights(path: str | Path) -> TrainedRegions:
         notes, n_tokens = json.loads(described['notes']), int(described['n_tokens'])
         if not isinstance(notes, dict) or not 1 <= n_tokens <= MAX_TOKENS:
             raise ValueError(f'n_tokens is {n_tokens}, expected 1..{MAX_TOKENS}, or the notes are no dictionary')
-        return TrainedRegions(net, GeneratorSettings(**settings), n_tokens, notes)
+        return TrainedModel(net, GeneratorSettings(**settings), n_tokens, notes)
     except _NO_NETWORK as error:
         raise WeightsError(
             f'{path}: the parts do not belong together ({describe_error(error)}); export the checkpoint again'
@@ -177,7 +177,7 @@ def _net_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     )
     prompt_channels, pair_channels = state['pair.weight'].shape
     distances = state['pair_bias.0.weight'].shape[1]
-    trees = pair_channels - 2 * distances - MARKS
+    trees = pair_channels - 2 * distances - EXTRA_CHANNELS
     if trees != distances - OTHER_DISTANCES:
         raise UnSAMError(f'{pair_channels} channels of pairs do not match {distances} distances')
     # The first layer has two input channels for each feature, and a fixed number of others.

@@ -1,8 +1,8 @@
-"""A pyramid of overlapping windows over a plane, and masks that are cropped to their boxes.
+"""A pyramid of overlapping tiles over a plane, and masks that are cropped to their boxes.
 
-Windows of all levels have the same side in their own pixels, unless the level is smaller; a pixel of level k is the mean
+Tiles of all levels have the same side in their own pixels, unless the level is smaller; a pixel of level k is the mean
 of 2^k x 2^k pixels of the plane.
-The last level has a single window, which covers the whole plane.
+The last level has a single tile, which covers the whole plane.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from unsam_mm.masks.ops import extent
 
-_SIDE_OVER_RIM = 64  # a window of 1024 px has rims of 16 px, as wide as the filters reach
+_SIDE_OVER_RIM = 64  # a tile of 1024 px has rims of 16 px, as wide as the filters reach
 
 
 @dataclass(frozen=True)
-class Window:
-    """A window of one level, in pixels of that level.
+class Tile:
+    """A tile of one level, in pixels of that level.
 
     Attributes:
         level: Level of the pyramid; the side of a pixel is 2^level pixels of the plane.
@@ -29,7 +29,7 @@ class Window:
         height: Number of rows.
         width: Number of columns.
         inner: True for each of the top, bottom, left and right sides that lies inside the plane.
-        rim_px: Width of the rim at inner sides; a mask in the rim may extend beyond the window.
+        rim_px: Width of the rim at inner sides; a mask in the rim may extend beyond the tile.
     """
 
     level: int
@@ -42,36 +42,36 @@ class Window:
 
     @property
     def scale(self) -> int:
-        """Side of a pixel of the window in pixels of the plane."""
+        """Side of a pixel of the tile in pixels of the plane."""
         return 1 << self.level
 
     def reaches_rim(self, mask: np.ndarray) -> bool:
-        """True if an (H, W) bool mask of the window reaches the rim of an inner side."""
+        """True if an (H, W) bool mask of the tile reaches the rim of an inner side."""
         rim, (top, bottom, left, right) = self.rim_px, self.inner
         bands = ((top, mask[:rim]), (bottom, mask[-rim:]), (left, mask[:, :rim]), (right, mask[:, -rim:]))
         return any(is_inner and bool(band.any()) for is_inner, band in bands)
 
     def to_plane(self, box_xyxy: np.ndarray) -> np.ndarray:
-        """(4,) box in pixels of the plane, from a box in pixels of the window."""
+        """(4,) box in pixels of the plane, from a box in pixels of the tile."""
         return (box_xyxy + np.array([self.left, self.top] * 2)) * self.scale
 
-    def holds(self, box_xyxy: np.ndarray, margin_px: float) -> bool:
-        """True if a (4,) box of the plane lies in the window, with a margin in its pixels to its inner sides."""
+    def contains(self, box_xyxy: np.ndarray, margin_px: float) -> bool:
+        """True if a (4,) box of the plane lies in the tile, with a margin in its pixels to its inner sides."""
         x0, y0, x1, y1 = self.to_local(box_xyxy.reshape(2, 2)).ravel()
         top, bottom, left, right = (margin_px if is_inner else -np.inf for is_inner in self.inner)
         return y0 >= top and y1 <= self.height - bottom and x0 >= left and x1 <= self.width - right
 
     def to_local(self, xy: np.ndarray) -> np.ndarray:
-        """(N, 2) coordinates in pixels of the window, from coordinates of the plane, x before y."""
+        """(N, 2) coordinates in pixels of the tile, from coordinates of the plane, x before y."""
         return xy / self.scale - (self.left, self.top)
 
 
-class WindowPyramid:
-    """The windows of all levels of a plane; adjacent windows overlap by half.
+class TilePyramid:
+    """The tiles of all levels of a plane; adjacent tiles overlap by half.
 
     Args:
         size_hw: Height and width of the plane in pixels.
-        side_px: Side of a window in its own pixels.
+        side_px: Side of a tile in its own pixels.
     """
 
     def __init__(self, size_hw: tuple[int, int], side_px: int) -> None:
@@ -85,8 +85,8 @@ class WindowPyramid:
         height, width = (-(-side >> level) for side in self.size_hw)
         return height, width
 
-    def window_at(self, level: int, point_xy: np.ndarray) -> Window:
-        """The window whose centre is nearest to a point of the plane.
+    def tile_at(self, level: int, point_xy: np.ndarray) -> Tile:
+        """The tile whose centre is nearest to a point of the plane.
 
         It extends at least a quarter of its side beyond the point, or to the border of the plane.
         """
@@ -96,32 +96,30 @@ class WindowPyramid:
             min(self._starts(length), key=lambda start: abs(start + side / 2 - at))
             for length, at in ((height, y), (width, x))
         ]
-        return self._window(level, *nearest)
+        return self._tile(level, *nearest)
 
-    def windows(self, level: int) -> Iterator[Window]:
-        """All windows of a level, row by row."""
+    def tiles(self, level: int) -> Iterator[Tile]:
+        """All tiles of a level, row by row."""
         height, width = self.level_size(level)
         for top in self._starts(height):
             for left in self._starts(width):
-                yield self._window(level, top, left)
+                yield self._tile(level, top, left)
 
-    def area_of(self, window: Window) -> int:
-        """Area of a window in pixels of the plane."""
-        spans = zip(self.size_hw, (window.top, window.left), (window.height, window.width), strict=True)
-        height, width = (
-            min(length, (start + size) * window.scale) - start * window.scale for length, start, size in spans
-        )
+    def area_of(self, tile: Tile) -> int:
+        """Area of a tile in pixels of the plane."""
+        spans = zip(self.size_hw, (tile.top, tile.left), (tile.height, tile.width), strict=True)
+        height, width = (min(length, (start + size) * tile.scale) - start * tile.scale for length, start, size in spans)
         return height * width
 
     def _starts(self, length: int) -> list[int]:
         step, last = self.side_px // 2, max(length - self.side_px, 0)
         return [*range(0, last, step), last]
 
-    def _window(self, level: int, top: int, left: int) -> Window:
+    def _tile(self, level: int, top: int, left: int) -> Tile:
         height, width = self.level_size(level)
         rows, columns = min(self.side_px, height), min(self.side_px, width)
         inner = (top > 0, top + rows < height, left > 0, left + columns < width)
-        return Window(level, top, left, rows, columns, inner, max(self.side_px // _SIDE_OVER_RIM, 1))
+        return Tile(level, top, left, rows, columns, inner, max(self.side_px // _SIDE_OVER_RIM, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +130,7 @@ class MaskCrop:
         bitmap: (h, w) bool.
         top: First row of the box in the plane.
         left: First column of the box in the plane.
-        level: Level of the window that the mask comes from; the resolution of its boundary is 2^level pixels.
+        level: Level of the tile that the mask comes from; the resolution of its boundary is 2^level pixels.
     """
 
     bitmap: np.ndarray
@@ -175,21 +173,21 @@ class MaskCrop:
         return shared / max(self.area + other.area - shared, 1)
 
 
-def upsample_mask(mask: np.ndarray, window: Window, size_hw: tuple[int, int]) -> MaskCrop:
-    """Upsamples a mask of a window to the resolution of the plane: bilinear interpolation, thresholded at 0.5.
+def upsample_mask(mask: np.ndarray, tile: Tile, size_hw: tuple[int, int]) -> MaskCrop:
+    """Upsamples a mask of a tile to the resolution of the plane: bilinear interpolation, thresholded at 0.5.
 
     Args:
-        mask: (H, W) bool mask of the window, not empty.
-        window: The window.
+        mask: (H, W) bool mask of the tile, not empty.
+        tile: The tile.
         size_hw: Height and width of the plane in pixels.
     """
     rows, ends, columns, column_ends = extent(mask)
-    # Interpolation needs one neighbour on each side; at the sides of the window the last pixel is repeated.
+    # Interpolation needs one neighbour on each side; at the sides of the tile the last pixel is repeated.
     around = np.pad(mask, 1, mode='edge')[rows : ends + 2, columns : column_ends + 2]
     # Values outside the box are at most 0.5, so the mask is empty there.
-    drawn = around[1:-1, 1:-1].copy() if window.level == 0 else _enlarged(around, window.scale)
-    top, left = (window.top + rows) * window.scale, (window.left + columns) * window.scale
-    return MaskCrop(drawn[: size_hw[0] - top, : size_hw[1] - left], top, left, window.level)
+    drawn = around[1:-1, 1:-1].copy() if tile.level == 0 else _enlarged(around, tile.scale)
+    top, left = (tile.top + rows) * tile.scale, (tile.left + columns) * tile.scale
+    return MaskCrop(drawn[: size_hw[0] - top, : size_hw[1] - left], top, left, tile.level)
 
 
 @numba.njit(nogil=True, cache=True)

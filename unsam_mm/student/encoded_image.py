@@ -27,8 +27,8 @@ _VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicte
 
 
 @dataclass(frozen=True, eq=False)
-class Clicks:
-    """A prompt as sets of regions.
+class RegionPrompt:
+    """One prompt, as sets of regions; `RegionPrompts` are the inputs of the network for several.
 
     Attributes:
         positive: (K,) int64 regions that belong to the object.
@@ -44,13 +44,13 @@ class Clicks:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Predictions:
     """Masks over regions that the model predicts for a prompt.
 
     Attributes:
         masks: (Q, L) bool; each contains all positive regions and no negative one.
         scores: (Q,) float32 in [0, 1].
-        granularity: (Q,) float32 granularity that was asked for; NaN if none was.
+        granularity: (Q,) float32 granularity of the prompt; NaN without one.
     """
 
     masks: np.ndarray
@@ -58,7 +58,7 @@ class Answers:
     granularity: np.ndarray
 
 
-class ClickableImage:
+class EncodedImage:
     """An image that is encoded by the region model once and can be prompted many times.
 
     Args:
@@ -76,7 +76,7 @@ class ClickableImage:
         self.encoded: Tensor = net.encode(self.inputs)
         self._areas_px = tokens.areas_px.astype(np.float64)
 
-    def answer_at(self, clicks: Clicks, granularity: float) -> tuple[np.ndarray, np.ndarray]:
+    def predict_at(self, prompt: RegionPrompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
         """The (1, L) bool mask at a granularity and its (1,) float32 score; none if all masks are empty.
 
         Masks are predicted at the granularities of the nodes that contain the positive regions, or at evenly spaced
@@ -84,25 +84,25 @@ class ClickableImage:
         granularity rises.
 
         Args:
-            clicks: At least one positive region or a box.
+            prompt: At least one positive region or a box.
             granularity: In [0, 1], see `unsam_mm.masks.granularity`.
 
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
-        # By default, `ask` uses only granularities near that of the box if there is no positive region.
-        steps = None if len(clicks.positive) else np.arange(0, 1 + _GRANULARITY_STEP, _GRANULARITY_STEP, np.float32)
-        answers = self.ask(clicks, steps)
-        known = np.flatnonzero(~np.isnan(answers.granularity) & answers.masks.any(axis=1))
+        # By default, `predict` uses only granularities near that of the box if there is no positive region.
+        steps = None if len(prompt.positive) else np.arange(0, 1 + _GRANULARITY_STEP, _GRANULARITY_STEP, np.float32)
+        predictions = self.predict(prompt, steps)
+        known = np.flatnonzero(~np.isnan(predictions.granularity) & predictions.masks.any(axis=1))
         if len(known) == 0:
-            return answers.masks[:0], answers.scores[:0]
-        known = known[np.argsort(-answers.scores[known], kind='stable')]  # of masks with equal area, the best is first
+            return predictions.masks[:0], predictions.scores[:0]
+        known = known[np.argsort(-predictions.scores[known], kind='stable')]  # of equal areas, the best mask is first
         wanted_px = granularity_area(granularity, self._areas_px.sum())
-        chosen = known[[nearest_area(answers.masks[known] @ self._areas_px, wanted_px)]]
-        return answers.masks[chosen], answers.scores[chosen]
+        chosen = known[[nearest_area(predictions.masks[known] @ self._areas_px, wanted_px)]]
+        return predictions.masks[chosen], predictions.scores[chosen]
 
     @torch.no_grad()
-    def ask(self, clicks: Clicks, granularities: np.ndarray | None = None) -> Answers:
+    def predict(self, prompt: RegionPrompt, granularities: np.ndarray | None = None) -> Predictions:
         """Masks for a prompt: first one without a granularity, then one at each granularity.
 
         With several clicks, masks for each positive click alone follow. A mask that violates a click is corrected by
@@ -110,55 +110,55 @@ class ClickableImage:
         highest logit.
 
         Args:
-            clicks: At least one positive region or a box.
+            prompt: At least one positive region or a box.
             granularities: (G,) float32; by default those of the nodes that contain a positive region, or, if there is
                 only a box, several near that of the box, in ascending order.
 
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
-        if len(clicks.positive) == 0 and clicks.box_xyxy is None:
+        if len(prompt.positive) == 0 and prompt.box_xyxy is None:
             raise UnSAMError('a prompt needs a positive point or a box')
-        if granularities is None and len(clicks.positive):
-            granularities = self._path_granularities(clicks.positive)
+        if granularities is None and len(prompt.positive):
+            granularities = self._path_granularities(prompt.positive)
         elif granularities is None:
-            granularities = self._box_granularities(clicks.box_xyxy)
+            granularities = self._box_granularities(prompt.box_xyxy)
         granularity = np.concatenate([np.array([np.nan], np.float32), granularities])
-        masks, scores, logits = self._decode(self._prompts(clicks, torch.from_numpy(granularity)))
-        several = len(clicks.positive) + len(clicks.negative) > 1
+        masks, scores, logits = self._decode(self._prompts(prompt, torch.from_numpy(granularity)))
+        several = len(prompt.positive) + len(prompt.negative) > 1
         if several:
-            seeds, own_granularity = self._path_prompts(np.concatenate([clicks.positive, clicks.negative]))
+            seeds, own_granularity = self._path_prompts(np.concatenate([prompt.positive, prompt.negative]))
             own = self._decode(
                 RegionPrompts.from_seeds(self.inputs, self._tensor(seeds), self._tensor(own_granularity))
             )
-            is_positive = np.isin(seeds, clicks.positive)
+            is_positive = np.isin(seeds, prompt.positive)
             masks, scores, logits = (
                 np.concatenate([values, of_seeds[is_positive]])
                 for values, of_seeds in zip((masks, scores, logits), own, strict=True)
             )
             granularity = np.concatenate([granularity, np.full(is_positive.sum(), np.nan, np.float32)])
-        violations = (~masks[:, clicks.positive]).sum(axis=1) + masks[:, clicks.negative].sum(axis=1)
+        violations = (~masks[:, prompt.positive]).sum(axis=1) + masks[:, prompt.negative].sum(axis=1)
         scores = scores * _VIOLATION_PENALTY**violations
         if several:
-            self._correct(masks, clicks, seeds, *own[:2])
-        masks[:, clicks.negative] = False
-        masks[:, clicks.positive] = True
-        logits[:, clicks.negative] = -np.inf
-        if len(clicks.negative) < len(self.tokens):  # if all regions are negative, all masks stay empty
+            self._correct(masks, prompt, seeds, *own[:2])
+        masks[:, prompt.negative] = False
+        masks[:, prompt.positive] = True
+        logits[:, prompt.negative] = -np.inf
+        if len(prompt.negative) < len(self.tokens):  # if all regions are negative, all masks stay empty
             masks[np.arange(len(masks)), logits.argmax(axis=1)] |= ~masks.any(axis=1)
-        if clicks.box_xyxy is not None:
-            scores *= box_iou(self._regions.boxes_of(masks), clicks.box_xyxy)
-        if clicks.previous is not None:
-            scores *= self._soft_iou(masks, clicks.previous) ** _PREVIOUS_POWER
-        return Answers(masks, np.maximum(scores, _MIN_SCORE).astype(np.float32), granularity)
+        if prompt.box_xyxy is not None:
+            scores *= box_iou(self._regions.boxes_of(masks), prompt.box_xyxy)
+        if prompt.previous is not None:
+            scores *= self._soft_iou(masks, prompt.previous) ** _PREVIOUS_POWER
+        return Predictions(masks, np.maximum(scores, _MIN_SCORE).astype(np.float32), granularity)
 
-    def clicks(
+    def region_prompt(
         self,
         points_xy: np.ndarray,
         positive: np.ndarray,
         box_xyxy: np.ndarray | None = None,
         previous: np.ndarray | None = None,
-    ) -> Clicks:
+    ) -> RegionPrompt:
         """A prompt as sets of regions; a region with positive and negative clicks counts as positive.
 
         Args:
@@ -170,7 +170,7 @@ class ClickableImage:
         regions = self.regions_at(points_xy)
         inside = np.unique(regions[positive])
         outside = np.setdiff1d(regions[~positive], inside)
-        return Clicks(inside, outside, box_xyxy, None if previous is None else self.shares_of(previous))
+        return RegionPrompt(inside, outside, box_xyxy, None if previous is None else self.coverage_of(previous))
 
     def mask_at(
         self, granularity: float, points_xy: np.ndarray, positive: np.ndarray, box_xyxy: np.ndarray | None = None
@@ -178,12 +178,12 @@ class ClickableImage:
         """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
 
         A region with positive and negative clicks is split: each of its pixels follows the nearest click. See
-        `answer_at` for the granularity, and `clicks` for the other arguments.
+        `predict_at` for the granularity, and `region_prompt` for the other arguments.
 
         Raises:
             UnSAMError: If there is neither a positive click nor a box.
         """
-        members, scores = self.answer_at(self.clicks(points_xy, positive, box_xyxy), granularity)
+        members, scores = self.predict_at(self.region_prompt(points_xy, positive, box_xyxy), granularity)
         masks, labels, regions = self.bitmaps(members), self.tokens.labels, self.regions_at(points_xy)
         for region in np.intersect1d(regions[positive], regions[~positive]):
             y, x = np.nonzero(labels == region)
@@ -214,7 +214,7 @@ class ClickableImage:
         x, y = np.asarray(points_xy, np.int64).reshape(-1, 2).T
         return self.tokens.labels[y, x].astype(np.int64)
 
-    def shares_of(self, mask: np.ndarray) -> np.ndarray:
+    def coverage_of(self, mask: np.ndarray) -> np.ndarray:
         """(L,) float32 fraction of each region that an (H, W) bool mask covers."""
         inside = np.bincount(self.tokens.labels[mask], minlength=len(self.tokens))
         return (inside / self._areas_px).astype(np.float32)
@@ -240,20 +240,20 @@ class ClickableImage:
         return np.repeat(regions, [len(path) for path in paths]), np.concatenate(paths)
 
     def _correct(
-        self, masks: np.ndarray, clicks: Clicks, seeds: np.ndarray, answers: np.ndarray, scores: np.ndarray
+        self, masks: np.ndarray, prompt: RegionPrompt, seeds: np.ndarray, click_masks: np.ndarray, scores: np.ndarray
     ) -> None:
         """For each click that a mask violates, adds the mask of that click to it or subtracts it, in place.
 
-        The mask of a click is the best of the (Q, L) `answers` to single clicks on the (Q,) `seeds` that contains its
-        region and no region of the other kind.
+        `click_masks` are (Q, L) masks predicted for single clicks on the (Q,) `seeds`. The mask of a click is the best
+        of those that contain its region and no region of the other kind.
         """
         for region in np.unique(seeds):
-            opposite = clicks.negative if region in clicks.positive else clicks.positive
-            fits = (seeds == region) & answers[:, region] & ~answers[:, opposite].any(axis=1)
+            opposite = prompt.negative if region in prompt.positive else prompt.positive
+            fits = (seeds == region) & click_masks[:, region] & ~click_masks[:, opposite].any(axis=1)
             if not fits.any():
                 continue
-            part = answers[np.where(fits, scores, -1).argmax()]
-            if region in clicks.positive:
+            part = click_masks[np.where(fits, scores, -1).argmax()]
+            if region in prompt.positive:
                 masks[~masks[:, region]] |= part
             else:
                 masks[masks[:, region]] &= ~part
@@ -274,7 +274,7 @@ class ClickableImage:
         areas_px = torch.tensor(_BOX_FRACTIONS) * float((x1 - x0) * (y1 - y0))
         return area_granularity(areas_px, self._areas_px.sum()).numpy()
 
-    def _prompts(self, clicks: Clicks, granularity: Tensor) -> RegionPrompts:
+    def _prompts(self, prompt: RegionPrompt, granularity: Tensor) -> RegionPrompts:
         """The same prompt at each granularity."""
         device, count = self.inputs.device, len(granularity)
 
@@ -283,10 +283,10 @@ class ClickableImage:
 
         return RegionPrompts.from_parts(
             self.inputs,
-            repeated(clicks.positive, torch.long),
-            repeated(clicks.negative, torch.long) if len(clicks.negative) else None,
-            None if clicks.box_xyxy is None else repeated(clicks.box_xyxy, torch.float32),
-            None if clicks.previous is None else repeated(clicks.previous, torch.float32),
+            repeated(prompt.positive, torch.long),
+            repeated(prompt.negative, torch.long) if len(prompt.negative) else None,
+            None if prompt.box_xyxy is None else repeated(prompt.box_xyxy, torch.float32),
+            None if prompt.previous is None else repeated(prompt.previous, torch.float32),
             granularity.to(device),
         )
 
