@@ -167,7 +167,7 @@ class ImageSeries:
         if name is None or self._layer not in self._session.viewer.layers:
             raise UnSAMError('No image of the list is open; open one first.')
         if self._has_pending:
-            self._session.pending.commit(with_shown=False)
+            self._session.pending.commit(include_current=False)
         if name in self._foreign and self._results.has(name):
             raise UnSAMError(
                 f'{self._results.path(name, "tiff")} holds other objects, which could not be opened; move it away to save '

@@ -284,7 +284,7 @@ class Autosave:
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
-        actions = [session.writing(name, writes)] if writes else []
+        actions = [session.make_write_action(name, writes)] if writes else []
         actions.append(session.controller.restoring_prompts(session.image.unique_id, saved.prompts, saved.polarity))
         damaged = read.damaged + saved.lost_prompts
         if not damaged:

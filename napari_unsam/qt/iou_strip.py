@@ -7,7 +7,7 @@ from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QHelpEvent, QMouseEvent, QPainter, QPaintEvent
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from napari_unsam.volumes.propagation import Found, SliceMask, SliceState
+from napari_unsam.volumes.propagation import SliceMask, SliceMasks, SliceState
 
 # The colormap cividis, which is safe for colour-blind viewers and rises in lightness: low IoU dark, high IoU bright.
 _SCALE = ('#00224e', '#35456c', '#666970', '#948e77', '#c8b866', '#fee838')
@@ -37,13 +37,13 @@ class IouStrip(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: Found = {}
+        self._found: SliceMasks = {}
         self._n_slices, self._here = 0, 0
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setMinimumWidth(40)
         self.setAccessibleName('IoU with the previous slice')
 
-    def set_slices(self, found: Found, n_slices: int, here: int) -> None:
+    def set_slices(self, found: SliceMasks, n_slices: int, here: int) -> None:
         """Shows the masks of an object.
 
         Args:
@@ -81,7 +81,7 @@ class IouStrip(QWidget):
         if one is None:
             return f'Slice {z}: not analysed'
         scores = '' if one.state is SliceState.CORRECTED else f'IoU {one.iou:.2f}, granularity {one.granularity:.2f}, '
-        return f'Slice {z}: {_STATES[one.state]}, {scores}{one.crop.area_px:,} px'
+        return f'Slice {z}: {_STATES[one.state]}, {scores}{one.mask.area_px:,} px'
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """Goes to the slice under the mouse."""

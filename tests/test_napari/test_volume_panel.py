@@ -301,9 +301,9 @@ def test_the_stack_is_not_read_for_corrections_in_the_thread_of_the_user(panel, 
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
     paint(session, 3, disc({3: (24, 23, 2)}, 3), 0)
-    threads, crops_of = set(), work_module.crops_of
+    threads, masks_by_label = set(), work_module.masks_by_label
     monkeypatch.setattr(
-        work_module, 'crops_of', lambda *args: threads.add(threading.current_thread()) or crops_of(*args)
+        work_module, 'masks_by_label', lambda *args: threads.add(threading.current_thread()) or masks_by_label(*args)
     )
     press(panel.again_button)
     assert threads
@@ -496,8 +496,8 @@ def strip_of(found, n_slices=5):
     return strip
 
 
-def one(iou, state=SliceState.PROPAGATED, crop=None):
-    return SliceMask(crop or BoxMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
+def one(iou, state=SliceState.PROPAGATED, mask=None):
+    return SliceMask(mask or BoxMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
 
 
 def test_a_bar_is_as_high_as_the_agreement(qtbot):
