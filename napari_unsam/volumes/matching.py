@@ -50,6 +50,7 @@ class SliceMask:
         score: Expected IoU with the object, in [0, 1].
         granularity: Granularity of the mask, in [0, 1].
         state: How the mask was obtained.
+        step: Direction of propagation: 1 from slice z - 1 to z, -1 from slice z + 1; 0 for known masks.
     """
 
     mask: BoxMask
@@ -57,6 +58,7 @@ class SliceMask:
     score: float
     granularity: float
     state: SliceState = SliceState.PROPAGATED
+    step: int = 0
 
 
 def colour_bins(pixels: np.ndarray) -> np.ndarray:

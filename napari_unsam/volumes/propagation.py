@@ -148,9 +148,8 @@ class _Sweep:
         taken = [self._known[label][z] for label in here]
         for label, match in sorted(matches.items(), key=lambda pair: -pair[1].score):
             mask = match.mask.without(taken)
-            if mask is not match.mask:
-                match = replace(match, mask=mask, iou=mask.iou(tracks[label].last))
-            self._continue(tracks[label], z, match)
+            iou = match.iou if mask is match.mask else mask.iou(tracks[label].last)
+            self._continue(tracks[label], z, replace(match, mask=mask, iou=iou, step=step))
             taken.append(tracks[label].slices[z].mask)
         for label in here:
             self._begin(tracks, label, z, bins)

@@ -11,7 +11,7 @@ from napari_unsam.model.label_boxes import boxes_in
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.object_write import ObjectWrite
-from napari_unsam.volumes.matching import SliceMask, SliceState
+from napari_unsam.volumes.matching import SliceState
 from napari_unsam.volumes.propagation import KnownMasks, SliceMasks
 from unsam_mm.masks.granularity import area_granularity
 
@@ -111,13 +111,7 @@ def object_writes(
     zs = sorted({z for slices in found.values() for z in slices})
     before = {z: masks_by_label(slicing.labels(array, z), found) for z in zs}
     others = {z: ~np.isin(slicing.labels(array, z), [0, *found]) for z in zs} if keep_existing else {}
-    kept = {
-        label: {
-            z: one if one.state is SliceState.CORRECTED or not keep_existing else _without_taken(one, others[z])
-            for z, one in slices.items()
-        }
-        for label, slices in found.items()
-    }
+    kept = {label: _without_taken(slices, others) if keep_existing else dict(slices) for label, slices in found.items()}
     now = {z: [slices[z].mask for slices in kept.values() if z in slices] for z in zs}
     erased, writes = [], []
     for label, slices in kept.items():
@@ -130,6 +124,15 @@ def object_writes(
     return kept, [write for write in (*erased, *writes) if write is not None]
 
 
-def _without_taken(one: SliceMask, taken: np.ndarray) -> SliceMask:
-    mask = one.mask.without([BoxMask(one.mask.box_xyxy, taken[one.mask.slices])])
-    return replace(one, mask=mask, granularity=float(area_granularity(mask.area_px, taken.size)))
+def _without_taken(slices: SliceMasks, taken: Mapping[int, np.ndarray]) -> SliceMasks:
+    """Removes the pixels of other objects, (H, W) bool by slice, from the propagated masks of an object."""
+    kept = dict(slices)
+    for z, one in slices.items():
+        if one.state is not SliceState.CORRECTED:
+            mask = one.mask.without([BoxMask(one.mask.box_xyxy, taken[z][one.mask.slices])])
+            kept[z] = replace(one, mask=mask, granularity=float(area_granularity(mask.area_px, taken[z].size)))
+    for z, one in kept.items():
+        pair = (z, z - one.step)
+        if one.state is SliceState.PROPAGATED and any(kept[at].mask is not slices[at].mask for at in pair):
+            kept[z] = replace(one, iou=one.mask.iou(kept[z - one.step].mask))
+    return kept

@@ -217,6 +217,20 @@ def test_other_objects_keep_their_pixels_unless_the_user_says_otherwise(panel, s
     assert (session.objects.data[3] == 7).sum() < 0.1 * disc(BALL, 3).sum()
 
 
+def test_the_bars_show_the_iou_of_the_masks_without_the_pixels_of_other_objects(panel, session, press):
+    half = disc(BALL, 3)
+    half[:, : BALL[3][1]] = False
+    mark(session, 3, half, 7)
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    strip, masks = panel.work.strip, [BoxMask.of(labels == 1) for labels in session.objects.data]
+    assert masks[3].intersection(BoxMask.of(half)) == 0
+    assert 0.3 < strip[3].iou < 0.6
+    assert strip[1].iou == pytest.approx(masks[1].iou(masks[2]))
+    for z in (3, 4):  # slice 4 is whole, but was propagated from slice 3
+        assert strip[z].iou == pytest.approx(masks[z].iou(masks[z - 1]))
+
+
 def test_slices_mended_by_hand_are_kept_and_the_others_follow(panel, session, press):
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
