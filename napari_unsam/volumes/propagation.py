@@ -84,10 +84,10 @@ def propagate(
     first, last = z_range
     sweep = _Sweep(plane, pixels, known, settings)
     starts = [z for slices in known.values() for z in slices]
-    ways = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
-    total, done = sum(len(zs) for _, zs in ways), 0
+    directions = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
+    total, done = sum(len(zs) for _, zs in directions), 0
     found = []
-    for step, zs in ways:
+    for step, zs in directions:
         tracks: dict[int, _Track] = {}
         for z in zs:
             progress(done / total, f'slice {z}')

@@ -220,7 +220,9 @@ class VolumeSegmenter:
             return
         session, slicing = self.session, self.slicing
         if as_tracks and self.axis != 0:
-            session.controller.show_problem('Tracks need time to be the first axis; move it there.')
+            session.controller.show_problem(
+                'Tracks follow the first axis; choose it above, or open the image with time as its first axis.'
+            )
             return
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
         frame = session.frame
