@@ -83,12 +83,12 @@ class _Run:
     Attributes:
         layer: The layer of objects.
         slicing: The slices.
-        found: The written masks, by label.
+        masks: The written masks, by label and slice.
     """
 
     layer: Labels
     slicing: SliceAxis
-    found: Mapping[int, SliceMasks]
+    masks: Mapping[int, SliceMasks]
 
 
 class VolumeSegmenter:
@@ -139,12 +139,12 @@ class VolumeSegmenter:
     @property
     def strip(self) -> SliceMasks:
         """The propagated masks of object `label`, by slice, for the panel's strip of bars; empty if there are none."""
-        return dict(self._run.found.get(self.label, {})) if self._is_run_here() else {}
+        return dict(self._run.masks.get(self.label, {})) if self._is_run_here() else {}
 
     @property
     def labels(self) -> list[int]:
         """The labels of the propagated objects."""
-        return sorted(self._run.found) if self._is_run_here() else []
+        return sorted(self._run.masks) if self._is_run_here() else []
 
     def set_axis(self, axis: int) -> None:
         """Chooses the axis to propagate along."""
@@ -221,7 +221,7 @@ class VolumeSegmenter:
         session, slicing = self.session, self.slicing
         if as_tracks and self.axis != 0:
             session.controller.show_problem(
-                'Tracks follow the first axis; choose it above, or open the image with time as its first axis.'
+                'Tracks follow the first axis of the image; choose it in "Along", or make time the first axis.'
             )
             return
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
@@ -286,7 +286,7 @@ class VolumeSegmenter:
 
     def _propagate(self, known: KnownMasks, name: str) -> None:
         session, slicing, z_range, settings = self.session, self.slicing, self._range(), self.settings
-        before = self._run.found if self._is_run_here() else {}
+        before = self._run.masks if self._is_run_here() else {}
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
         known = {label: {z: mask for z, mask in slices.items() if z in targets} for label, slices in known.items()}
         if not all(any(mask.area_px for mask in slices.values()) for slices in known.values()):
@@ -388,18 +388,18 @@ def _linked(
 def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, BoxMask]]:
     """The known masks of the corrected objects of a run: masks that were changed since, and unchanged known masks."""
     now: dict[int, dict[int, BoxMask]] = {}
-    zs = sorted({z for found in run.found.values() for z in found})
+    zs = sorted({z for masks in run.masks.values() for z in masks})
     for done, z in enumerate(zs):
         progress(done / len(zs), f'slice {z}')
-        now[z] = masks_by_label(run.slicing.labels(run.layer.data, z), run.found)
+        now[z] = masks_by_label(run.slicing.labels(run.layer.data, z), run.masks)
     known = {}
-    for label, found in run.found.items():
+    for label, masks in run.masks.items():
         changed = {
-            z: now[z].get(label, EMPTY) for z, one in found.items() if not one.mask.equals(now[z].get(label, EMPTY))
+            z: now[z].get(label, EMPTY) for z, one in masks.items() if not one.mask.equals(now[z].get(label, EMPTY))
         }
         # If all masks were changed, the object was undone or removed rather than corrected.
-        kept = [z for z, one in found.items() if one.mask.area_px and z not in changed]
-        unchanged = {z: one.mask for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
+        kept = [z for z, one in masks.items() if one.mask.area_px and z not in changed]
+        unchanged = {z: one.mask for z, one in masks.items() if one.state is SliceState.CORRECTED and z not in changed}
         if changed and kept and any(mask.area_px for mask in (unchanged | changed).values()):
             known[label] = unchanged | changed
     return known
