@@ -235,8 +235,8 @@ class ImageSeries:
             channel_axis = 0 if str(image.axis_labels[0]) == _CHANNELS else None
             return objects_of_layer(labels, self.name, channel_axis)
         # Labels have length 1 along the channel axis.
-        thin = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
-        return objects_of_layer(labels, self.name, thin[0] if thin else None)
+        channel_axes = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
+        return objects_of_layer(labels, self.name, channel_axes[0] if channel_axes else None)
 
     @property
     def _has_pending(self) -> bool:

@@ -12,7 +12,7 @@ from napari.layers import Labels
 from qtpy.QtWidgets import QFileDialog
 
 from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
-from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
+from napari_unsam.io.formats import FORMATS, READABLE, export, is_lossless, read_objects
 from napari_unsam.io.measurements import measure, merged
 from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
 from napari_unsam.keys import TO_UNDO
@@ -125,7 +125,7 @@ class ObjectsPanel(Panel):
         objects, before = self._labelled_objects(layer), self._changes.count(layer)
 
         def written(_nothing: None) -> None:
-            is_complete = self._changes.count(layer) == before and holds(name, objects.features)
+            is_complete = self._changes.count(layer) == before and is_lossless(name, objects.features)
             # The user may have chosen another image meanwhile.
             if is_complete and layer is self._session.objects:
                 self._session.exported.emit()

@@ -133,25 +133,27 @@ class _Sweep:
 
     def advance(self, tracks: dict[int, _Track], z: int, step: int) -> None:
         """Finds in slice z the objects that have begun before, and begins those that have a known mask there."""
-        here = [label for label, slices in self._known.items() if z in slices]
-        going = [
-            label for label, track in tracks.items() if label not in here and self._is_wanted(label, track, z, step)
+        known_here = [label for label, slices in self._known.items() if z in slices]
+        ongoing = [
+            label
+            for label, track in tracks.items()
+            if label not in known_here and self._is_wanted(label, track, z, step)
         ]
-        if not here and not going:
+        if not known_here and not ongoing:
             return
         embedded, bins = self._plane(z), colour_bins(self._pixels(z))
         ask_engine = self._settings.ask_engine
         matches = {
             label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, ask_engine)
-            for label in going
+            for label in ongoing
         }
-        taken = [self._known[label][z] for label in here]
+        taken = [self._known[label][z] for label in known_here]
         for label, match in sorted(matches.items(), key=lambda pair: -pair[1].score):
             mask = match.mask.without(taken)
             iou = match.iou if mask is match.mask else mask.iou(tracks[label].last)
             self._continue(tracks[label], z, replace(match, mask=mask, iou=iou, step=step))
             taken.append(tracks[label].slices[z].mask)
-        for label in here:
+        for label in known_here:
             self._begin(tracks, label, z, bins)
 
     def _is_wanted(self, label: int, track: _Track, z: int, step: int) -> bool:
