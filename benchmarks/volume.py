@@ -108,7 +108,7 @@ def by_propagation(
     volumes: dict[int, Volume] = {}
     for run in runs:
         found = propagate(planes, raw.__getitem__, run, (0, len(raw)), settings)
-        volumes |= {label: {z: one.crop for z, one in slices.items()} for label, slices in found.items()}
+        volumes |= {label: {z: one.mask for z, one in slices.items()} for label, slices in found.items()}
     return volumes
 
 
