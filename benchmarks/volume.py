@@ -103,12 +103,12 @@ def by_propagation(
     together: bool = False,
 ) -> dict[int, Volume]:
     """Propagates each object alone, or all together."""
-    anchors = {label: {z: mask} for label, (z, mask) in starts.items()}
-    runs = [anchors] if together else [{label: slices} for label, slices in anchors.items()]
+    known = {label: {z: mask} for label, (z, mask) in starts.items()}
+    runs = [known] if together else [{label: slices} for label, slices in known.items()]
     volumes: dict[int, Volume] = {}
     for run in runs:
         found = propagate(planes, raw.__getitem__, run, (0, len(raw)), settings)
-        volumes |= {label: {z: one.crop for z, one in slices.items()} for label, slices in found.items()}
+        volumes |= {label: {z: one.mask for z, one in slices.items()} for label, slices in found.items()}
     return volumes
 
 

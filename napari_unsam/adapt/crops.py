@@ -39,19 +39,19 @@ class Crop:
         return f'part_{position}.png'
 
 
-def choose_crops(across: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Crop]:
+def choose_crops(lengths: Sequence[int], size_hw: tuple[int, int], count: int) -> list[Crop]:
     """Chooses crops that are spaced evenly over all planes of an image.
 
     Args:
-        across: Length of each axis that is not an axis of the planes; empty for a single plane.
+        lengths: Length of each axis that is not an axis of the planes; empty for a single plane.
         size_hw: Height and width of a plane in pixels.
         count: Maximum number of crops.
     """
     crops = [
         Crop(index, rows, columns)
-        for index in product(*(range(length) for length in across))
-        for rows in _cut(size_hw[0])
-        for columns in _cut(size_hw[1])
+        for index in product(*(range(length) for length in lengths))
+        for rows in _split(size_hw[0])
+        for columns in _split(size_hw[1])
     ]
     # The middles of equal parts: the first and last planes of stacks are often empty.
     count = min(count, len(crops))
@@ -92,7 +92,9 @@ def write_crops(
         if path.name not in written:
             path.unlink()
     if not written:
-        raise ImageError('every crop has one colour; choose an image with objects, or other contrast limits')
+        raise ImageError(
+            f'every crop has only one colour or a side below {MIN_SIDE_PX} px; choose other contrast limits or another image'
+        )
     return len(written)
 
 
@@ -106,7 +108,7 @@ def _write_png(path: Path, rgb: np.ndarray) -> None:
         PngImage.fromarray(rgb).save(file, format='PNG', compress_level=1)
 
 
-def _cut(length: int) -> list[slice]:
+def _split(length: int) -> list[slice]:
     """Equal parts of a side, each of at most `MAX_SIDE_PX`."""
     edges = np.linspace(0, length, -(-length // MAX_SIDE_PX) + 1).astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(edges)]

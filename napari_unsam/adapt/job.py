@@ -139,21 +139,21 @@ class AdaptJob:
         """The current state; reads small files only."""
         stage, losses, is_running = self._stage(), read_losses(self.folder / TRAINING), self.is_running
         iterations, step = self._iterations(), max(losses, default=0)
-        made = len(list((self.folder / TOKENS).rglob('*.npz')))
-        crops = len(list((self.folder / IMAGES).glob('*.png')))
+        n_analysed = len(list((self.folder / TOKENS).rglob('*.npz')))
+        n_crops = len(list((self.folder / IMAGES).glob('*.png')))
         match stage:
             case Stage.NONE:
                 fraction, text = 0.0, 'Starting' if is_running else 'Not adapted yet'
             case Stage.PREPARING:
-                fraction = _PREPARED * min(made / max(crops, 1), 1)
-                text = f'Analysing crop {min(made + 1, crops)} of {crops}'
+                fraction = _PREPARED * min(n_analysed / max(n_crops, 1), 1)
+                text = f'Analysing crop {min(n_analysed + 1, n_crops)} of {n_crops}'
             case Stage.TRAINING:
                 fraction = _PREPARED + (_TRAINED - _PREPARED) * (step / max(iterations, 1))
                 text = f'Training, step {step} of {iterations}'
             case Stage.EXPORTING:
                 fraction, text = _TRAINED, 'Writing the adapted model'
             case Stage.DONE:
-                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(crops, "crop")}'
+                fraction, text = 1.0, f'Adapted in {counted(iterations, "step")} on {counted(n_crops, "crop")}'
         problem = None if is_running else self._problem()
         if not is_running and stage not in (Stage.NONE, Stage.DONE) and problem is None:
             text = f'Stopped: {text[:1].lower()}{text[1:]}. Start resumes it'

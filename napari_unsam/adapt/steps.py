@@ -56,7 +56,7 @@ def end_with_parent(parent: int) -> None:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
-def write_start(path: Path) -> None:
+def write_initial_checkpoint(path: Path) -> None:
     """Writes the packaged weights as a checkpoint for the option `load_from` of MMEngine.
 
     Raises:
@@ -73,21 +73,21 @@ def write_start(path: Path) -> None:
 
 def _adapt(folder: Path, settings: AdaptSettings) -> None:
     if (folder / RESULT).exists():
-        _note(folder, Stage.DONE)
+        _write_stage(folder, Stage.DONE)
         return
     (folder / TOKENS).mkdir(exist_ok=True)
     if not (folder / START).exists():
-        write_start(folder / START)
+        write_initial_checkpoint(folder / START)
     home = mim_home()
     config, options = home / 'configs' / 'unsam_s.py', _config_options(folder, settings)
     latest = folder / TRAINING / 'latest.pth'
     if not latest.exists():
-        _note(folder, Stage.PREPARING)
+        _write_stage(folder, Stage.PREPARING)
         # Only one process, with all threads: each process needs about a gigabyte.
         _run(home, 'prepare_regions', config, '--workers', '1', '--cfg-options', *options)
-        _note(folder, Stage.TRAINING)
+        _write_stage(folder, Stage.TRAINING)
         _run(home, 'train', config, '--work-dir', folder / TRAINING, '--resume', '--cfg-options', *options)
-    _note(folder, Stage.EXPORTING)
+    _write_stage(folder, Stage.EXPORTING)
     partial = folder / f'partial-{RESULT}'
     n_crops = len(list((folder / IMAGES).glob('*.png')))
     note = f'origin=unsam_s, then {settings.iterations} iterations on {n_crops} crops of one image'
@@ -95,7 +95,7 @@ def _adapt(folder: Path, settings: AdaptSettings) -> None:
     partial.replace(folder / RESULT)
     for path in [folder / START, *(folder / TRAINING).glob('*.pth')]:
         path.unlink()
-    _note(folder, Stage.DONE)
+    _write_stage(folder, Stage.DONE)
 
 
 def _config_options(folder: Path, settings: AdaptSettings) -> list[str]:
@@ -130,7 +130,7 @@ def _run(home: Path, tool: str, *arguments: object) -> None:
         raise UnSAMError(f'{tool} ended with status {status}')
 
 
-def _note(folder: Path, stage: Stage) -> None:
+def _write_stage(folder: Path, stage: Stage) -> None:
     write_json(folder / STATE, {'stage': stage.value})
 
 

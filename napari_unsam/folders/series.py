@@ -44,7 +44,7 @@ class ImageSeries:
     Attributes:
         images: The images.
         position: Position of the open image in the list; None before the first.
-        asked: Position of the image that was requested last, even if it could not be opened; None before the first
+        requested: Position of the image that was requested last, even if it could not be opened; None before the first
             request.
         changed: Emitted when an image was opened, saved, or could not be opened.
     """
@@ -55,7 +55,7 @@ class ImageSeries:
         self._session, self._results = session, results
         self.images = images
         self.position: int | None = None
-        self.asked: int | None = None
+        self.requested: int | None = None
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
         # Number of changes and fingerprint of each layer, so that unchanged layers are not read again.
@@ -64,7 +64,7 @@ class ImageSeries:
         self._saved: tuple[int, ...] | None = ()
         self._done = {name for name in images.names if results.has(name)}
         self._broken: set[str] = set()
-        self._foreign: set[str] = set()  # images with results that could not be opened
+        self._unopened: set[str] = set()  # images with results that could not be opened
 
     @property
     def name(self) -> str | None:
@@ -85,7 +85,7 @@ class ImageSeries:
         """True if an image could not be opened."""
         return self.images.names[position] in self._broken
 
-    def start(self) -> int:
+    def first_unfinished(self) -> int:
         """Position of the first image that is not done; 0 if all are."""
         todo = (position for position in range(len(self.images.names)) if not self.is_done(position))
         return next(todo, 0)
@@ -96,7 +96,7 @@ class ImageSeries:
         Unsaved changes are lost: ask the user first if `is_dirty`. If the image is open already, it stays as it is.
         """
         name = self.images.names[position]
-        self.asked = position
+        self.requested = position
         if position == self.position and self._layer in self._session.viewer.layers:
             self.changed.emit()
             return
@@ -145,7 +145,7 @@ class ImageSeries:
                 is_unchanged = self._changes.count(labels) == before and self._fingerprints() == value
                 self._saved = value if is_unchanged else None
                 if is_unchanged:
-                    self._tell_saved(labels)
+                    self._emit_exported(labels)
             self._session.controller.show_info(f'Objects of {name} saved in {self._results.folder}.')
             self.changed.emit()
             then()
@@ -167,8 +167,8 @@ class ImageSeries:
         if name is None or self._layer not in self._session.viewer.layers:
             raise UnSAMError('No image of the list is open; open one first.')
         if self._has_pending:
-            self._session.pending.commit(with_shown=False)
-        if name in self._foreign and self._results.has(name):
+            self._session.pending.commit(include_current=False)
+        if name in self._unopened and self._results.has(name):
             raise UnSAMError(
                 f'{self._results.path(name, "tiff")} holds other objects, which could not be opened; move it away to save '
                 'these.'
@@ -203,19 +203,19 @@ class ImageSeries:
         session.history.clear()  # its actions belong to removed layers
         session.viewer.reset_view()
         self._saved = self._fingerprints()
-        self._tell_saved(session.objects)
+        self._emit_exported(session.objects)
         self.changed.emit()
 
     def _restore(self, objects: ReadMasks) -> None:
-        self._foreign.discard(self.name)
+        self._unopened.discard(self.name)
         try:
             layer = self._session.ensure_objects()
             place_objects(self._session, layer, objects, 'open objects', keep_labels=True)
         except UnSAMError as error:
-            self._foreign.add(self.name)
+            self._unopened.add(self.name)
             self._session.controller.show_problem(f'The saved objects were not opened: {error}')
 
-    def _tell_saved(self, labels: Labels | None) -> None:
+    def _emit_exported(self, labels: Labels | None) -> None:
         """Emits `exported` if the session shows these objects of this image."""
         if self._session.image is self._layer and self._session.objects is labels:
             self._session.exported.emit()
@@ -235,8 +235,8 @@ class ImageSeries:
             channel_axis = 0 if str(image.axis_labels[0]) == _CHANNELS else None
             return objects_of_layer(labels, self.name, channel_axis)
         # Labels have length 1 along the channel axis.
-        thin = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
-        return objects_of_layer(labels, self.name, thin[0] if thin else None)
+        channel_axes = [axis for axis, side in enumerate(labels.data.shape) if side == 1 < shape[axis]]
+        return objects_of_layer(labels, self.name, channel_axes[0] if channel_axes else None)
 
     @property
     def _has_pending(self) -> bool:

@@ -61,14 +61,14 @@ if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
 
 _LOCK_S = 5.0  # another window that tests whether a record is abandoned holds its lock for a moment
-_WORKING_SHARE = 0.1  # largest share of the time spent on saving; long stacks are saved less often
+_MAX_TIME_SHARE = 0.1  # largest share of the time spent on saving; long stacks are saved less often
 _MAX_READS = 3  # of labels that change while they are read
 _ACTION_S = 10.0  # longest wait for an action to end
 _POLL_S = 0.01
 _RETRY_S = 10.0  # between tries of a failed save
 _EXIT_S = 120.0  # longest wait for the last save when Python ends
 _DAY_S = 86_400.0
-_KEPT_IN = 'unsam_saved_in'  # key in a layer's metadata; the value contains the folders of the layer's records
+_RECORDS_KEY = 'unsam_saved_in'  # key in a layer's metadata; the value contains the folders of the layer's records
 
 logger = logging.getLogger(__name__)
 
@@ -163,15 +163,15 @@ class Autosave:
         self._session: ViewerSession | None = None
         self._watch: SessionWatch | None = None
         self._unreadable: set[Path] = set()  # folders that were reported to `on_problem`
-        self._wake = threading.Condition()  # held to read or change the records
+        self._condition = threading.Condition()  # held to read or change the records
         self._is_closed = self._is_restoring = False
         self._thread: threading.Thread | None = None
 
     def watch(self, session: ViewerSession) -> None:
         """Saves the work of a session from now on."""
         self._session = session
-        self._watch = SessionWatch(session, self._note, self._end_removed)
-        self._note(session)
+        self._watch = SessionWatch(session, self._schedule_save, self._end_removed)
+        self._schedule_save(session)
 
     def find(self, image: Image) -> SavedSession | None:
         """The latest saved work on an image; None if there is none.
@@ -180,7 +180,7 @@ class Autosave:
         `on_problem` once.
         """
         found = []
-        with self._wake:
+        with self._condition:
             identity = self._record(image, None).folder.parent.name
             known = [record for record in self._records if record.folder.parent.name == identity]
             own, restored = {record.folder for record in known}, {name for record in known for name in record.replaces}
@@ -222,20 +222,20 @@ class Autosave:
             restored = self._restore(session, saved, saved.objects() if read is None else read)
         finally:
             self._is_restoring = False
-        self._note(session, session.objects if restored.objects else None)
+        self._schedule_save(session, session.objects if restored.objects else None)
         return restored
 
     def is_in_view(self, session: ViewerSession, saved: SavedSession) -> bool:
         """True if the saved objects are still in the viewer, for example after the dock was closed and opened again."""
         objects = session.objects
-        if objects is None or str(saved.folder) not in objects.metadata.get(_KEPT_IN, ()):
+        if objects is None or str(saved.folder) not in objects.metadata.get(_RECORDS_KEY, ()):
             return False
         return _is_filled(objects.data)
 
     def adopt(self, session: ViewerSession, saved: SavedSession) -> None:
         """Continues saved work whose objects are still in the viewer."""
-        self._replacing(session, saved).do()
-        self._note(session)
+        self._make_replace_action(session, saved).do()
+        self._schedule_save(session)
 
     def discard(self, saved: SavedSession) -> None:
         """Deletes saved work.
@@ -248,7 +248,7 @@ class Autosave:
     def exported(self, session: ViewerSession) -> None:
         """Notes that the objects of the session's image are exported as they are now."""
         if session.image is not None:
-            with self._wake:
+            with self._condition:
                 self._record(session.image, session.objects).is_exported = True
 
     def close(self, timeout_s: float = 10.0) -> bool:
@@ -260,10 +260,10 @@ class Autosave:
         """
         if self._watch is not None:
             self._watch.end()
-        with self._wake:
+        with self._condition:
             self._session = self._watch = None
             self._is_closed = True
-            self._wake.notify_all()
+            self._condition.notify_all()
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
@@ -284,11 +284,11 @@ class Autosave:
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
-        actions = [session.writing(name, writes)] if writes else []
+        actions = [session.make_write_action(name, writes)] if writes else []
         actions.append(session.controller.restoring_prompts(session.image.unique_id, saved.prompts, saved.polarity))
         damaged = read.damaged + saved.lost_prompts
         if not damaged:
-            actions.append(self._replacing(session, saved))
+            actions.append(self._make_replace_action(session, saved))
         session.history.do(ActionGroup(name, actions))
         return Restored(len(writes), count_prompts(saved.prompts), damaged, read.relabelled)
 
@@ -306,20 +306,20 @@ class Autosave:
             )
         session.set_channels(channels)
 
-    def _replacing(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
+    def _make_replace_action(self, session: ViewerSession, saved: SavedSession) -> Change[bool]:
         """The action that marks saved work as restored; undo removes the mark."""
-        with self._wake:
+        with self._condition:
             record = self._record(session.image, session.objects)
         names = [name for name in (saved.folder.name, *saved.replaces) if name not in record.replaces]
 
         def put(is_restored: bool) -> None:
-            with self._wake:
+            with self._condition:
                 others = [name for name in record.replaces if name not in names]
                 record.replaces = [*others, *names] if is_restored else others
 
         return Change('restore', put, before=False, after=True)
 
-    def _note(self, session: ViewerSession, changed: Labels | None = None) -> None:
+    def _schedule_save(self, session: ViewerSession, changed: Labels | None = None) -> None:
         """Schedules a save of a session; called in the GUI thread after each change, so it has to be quick.
 
         Args:
@@ -331,7 +331,7 @@ class Autosave:
             image, objects = next((one for one in session.viewer.layers if is_of(changed, one)), None), changed
         if image not in session.viewer.layers or self._is_closed or self._is_restoring:
             return
-        with self._wake:
+        with self._condition:
             record = self._record(image, objects)
             updated = [record]
             if objects is not None:  # otherwise the objects of other channels may still be in the viewer
@@ -351,17 +351,19 @@ class Autosave:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
                 self._thread.start()
-            self._wake.notify_all()
+            self._condition.notify_all()
 
     def _end_removed(self) -> None:
         """Ends the records of images that have left the viewer."""
-        with self._wake:
+        with self._condition:
             for record in self._records:
                 record.has_left |= record.image() not in self._session.viewer.layers
-            self._wake.notify_all()
+            self._condition.notify_all()
 
     def _record(self, image: Image, objects: Labels | None) -> _Record:
-        """The record of a layer of objects, or the latest of the image if `objects` is None; the caller holds `_wake`.
+        """The record of a layer of objects, or the latest record of the image if `objects` is None.
+
+        The caller holds `_condition`.
 
         For a layer without a record, this is a record that no layer in the viewer uses and whose objects, if any, have
         the shape of the layer; if there is none, a new record.
@@ -386,15 +388,15 @@ class Autosave:
             logger.exception('saved work of earlier sessions could not be read')
         pause_s, is_last = self._delay_s, False
         while not is_last:
-            with self._wake:
+            with self._condition:
                 has_failed = any(record.failed is not None for record in self._records)
-                self._wake.wait_for(
+                self._condition.wait_for(
                     lambda: self._is_closed or any(record.is_waiting or record.is_over for record in self._records),
                     _RETRY_S if has_failed else None,
                 )
                 if any(record.is_waiting for record in self._records):
                     # The delay begins with the first action, so that continuous work is saved too.
-                    self._wake.wait_for(lambda: self._is_closed, pause_s)
+                    self._condition.wait_for(lambda: self._is_closed, pause_s)
                 is_last = self._is_closed
                 # Prompts that have moved to the record of other channels are saved there first, then removed here.
                 unsaved = [record for record in self._records if record.work is not None]
@@ -402,8 +404,8 @@ class Autosave:
             started_s = time.monotonic()
             for record in unsaved:
                 self._save(record)
-            pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
-            with self._wake:
+            pause_s = max(self._delay_s, (time.monotonic() - started_s) / _MAX_TIME_SHARE)
+            with self._condition:
                 ended = [record for record in self._records if record.is_over]
                 self._records = [record for record in self._records if record not in ended]
             for record in [*ended, *self._records] if is_last else ended:
@@ -423,7 +425,7 @@ class Autosave:
                 with suppress(RuntimeError):  # the dock may be gone
                     self._on_problem(f'Autosave: {reason}; it is tried again every {_RETRY_S:.0f} s')
         else:
-            with self._wake:
+            with self._condition:
                 record.failed = None
                 if record.work is work:  # otherwise there is a newer state
                     record.work = None
@@ -503,7 +505,7 @@ def _work(session: ViewerSession, record: _Record) -> Work:
     if objects not in session.viewer.layers:
         objects = None
     if objects is not None:
-        objects.metadata[_KEPT_IN] = {*objects.metadata.get(_KEPT_IN, ()), str(record.folder)}
+        objects.metadata[_RECORDS_KEY] = {*objects.metadata.get(_RECORDS_KEY, ()), str(record.folder)}
     return Work(
         image_name=record.image().name,
         prompts=record.prompts,

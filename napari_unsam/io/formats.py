@@ -63,7 +63,7 @@ def export(path: str | Path, objects: LabelledObjects, name: str, progress: Prog
     FORMATS[name].write(path, replace(objects, labels=with_progress(objects.labels, progress, text)))
 
 
-def holds(name: str, features: pd.DataFrame) -> bool:
+def is_lossless(name: str, features: pd.DataFrame) -> bool:
     """True if all values of a features table can be read back from a format; the columns `COUNTED` are ignored."""
     form = FORMATS[name]
     if form.columns is None or not form.ending.endswith(READABLE):

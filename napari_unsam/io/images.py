@@ -44,7 +44,7 @@ def write_label_tiff(path: str | Path, objects: LabelledObjects) -> None:
     largest = max((int(np.asarray(objects.labels[block]).max()) for block in blocks(objects.shape)), default=0)
     dtype = np.dtype(np.uint16 if largest < 1 << 16 else np.uint32)
     is_big = dtype.itemsize * int(np.prod(objects.shape, dtype=np.int64)) > _BIG_BYTES
-    with _whole(Path(path)) as temporary, tifffile.TiffWriter(temporary, ome=True, bigtiff=is_big) as file:
+    with _temporary_path(Path(path)) as temporary, tifffile.TiffWriter(temporary, ome=True, bigtiff=is_big) as file:
         for name, labels in _positions(objects):
             file.write(
                 (np.asarray(labels[plane]).astype(dtype) for plane in np.ndindex(*labels.shape[:-2])),
@@ -112,8 +112,8 @@ def write_ome_zarr(path: str | Path, objects: LabelledObjects) -> None:
             f'{", ".join(objects.axes)}; export an OME-TIFF, or name the axes of the image'
         )
     if path.exists() and not _is_ours(path):
-        raise StoreError(f'{path}: holds other data than objects written from here; choose another name')
-    with _whole(path, is_folder=True) as temporary:
+        raise StoreError(f'{path}: contains other data than objects of this plugin; choose another name')
+    with _temporary_path(path, is_folder=True) as temporary:
         root = zarr.create_group(temporary, zarr_format=3, attributes={'ome': {'version': _NGFF}})
         group = root.create_group('labels', attributes={'ome': {'version': _NGFF, 'labels': [ZARR_LABELS]}})
         image = group.create_group(ZARR_LABELS)
@@ -249,7 +249,7 @@ def _is_ours(path: Path) -> bool:
 
 
 @contextmanager
-def _whole(path: Path, is_folder: bool = False) -> Iterator[Path]:
+def _temporary_path(path: Path, is_folder: bool = False) -> Iterator[Path]:
     """Yields a temporary path for a file or folder, which is renamed after the block has ended without an error.
 
     For libraries that open files themselves, which `atomic_writer` does not support.

@@ -69,11 +69,11 @@ class LabelledObjects:
         if not 2 <= ndim <= MAX_AXES:
             raise UnSAMError(
                 f'{self.name}: objects must have 2 to {MAX_AXES} axes, got shape {tuple(self.labels.shape)}; '
-                'open a part of the image'
+                'choose a part of it'
             )
         dtype = np.dtype(self.labels.dtype)
         if dtype.kind not in 'ui':
-            raise UnSAMError(f'{self.name}: labels must be integers, got {dtype}')
+            raise UnSAMError(f'{self.name}: labels must be integers, got {dtype}; convert them, for example to uint32')
         if not np.can_cast(dtype, np.uint32):
             object.__setattr__(self, 'labels', _as_uint32(self.labels, self.name))
         for name, default in (('scale', (1.0,) * ndim), ('units', ('pixel',) * ndim), ('axes', default_axes(ndim))):
@@ -82,7 +82,7 @@ class LabelledObjects:
                 raise UnSAMError(f'{self.name}: {name} needs one entry for each of {ndim} axes, got {value!r}')
             object.__setattr__(self, name, value)
         if 'index' not in self.features:
-            raise UnSAMError(f'{self.name}: features lack the column "index", which holds the label of each row')
+            raise UnSAMError(f'{self.name}: features lack the column "index"; add it, with the label of each object')
 
     @property
     def shape(self) -> tuple[int, ...]:

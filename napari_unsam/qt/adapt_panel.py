@@ -61,8 +61,8 @@ class AdaptPanel(Panel):
         # Trainings also stop when Python ends, and when napari deletes the dock with its window without a notice.
         self._stop = finalize(self, _stop, self._jobs)
         self.destroyed.connect(self._stop)
-        self.follow(self._image_changed, self._session.image_changed)
-        self.follow(self._show_buttons, self._session.controller.state_changed)
+        self.subscribe(self._image_changed, self._session.image_changed)
+        self.subscribe(self._show_buttons, self._session.controller.state_changed)
         self._image_changed()
 
     def close_session(self) -> None:
@@ -74,9 +74,9 @@ class AdaptPanel(Panel):
     def start(self) -> None:
         """Writes crops of the image in the inference thread, then trains on them in a separate process."""
         session, job = self._session, self.job
-        if job is None or self._is_at_work():
+        if job is None or self._is_adapting():
             return
-        work = self._crop_writing(job)
+        work = self._make_crop_writer(job)
         settings = AdaptSettings(iterations=self.iterations_box.value())
         session.controller.run(_WRITING, work, partial(self._train, job, settings), lambda _reason: self.refresh())
         self._show_buttons()
@@ -95,12 +95,12 @@ class AdaptPanel(Panel):
         if target is None or self.job is None or self.job.result is None:
             return
         prompts = on_plane(session.controller.prompts_here, target.plane)
-        question = plane_prompt(prompts, target.plane) if prompts else None
-        window = window_around(target.plane.size_hw, _centre(question, target))
+        prompt = plane_prompt(prompts, target.plane) if prompts else None
+        window = window_around(target.plane.size_hw, _centre(prompt, target))
         adapted = self.job.result
 
         def work(progress: ProgressCallback) -> Comparison:
-            return compare(_pixels(target, *window), window, adapted, question, progress)
+            return compare(_pixels(target, *window), window, adapted, prompt, progress)
 
         session.controller.run('Comparing both models', work, partial(self._show_comparison, target), is_task=True)
 
@@ -115,7 +115,7 @@ class AdaptPanel(Panel):
             return
         state = self.job.poll()
         self._show(state)
-        if self._timer.isActive() and not self._is_at_work():
+        if self._timer.isActive() and not self._is_adapting():
             self._timer.stop()
             if state.problem is None:
                 self.show_info(f'{state.text}.')
@@ -172,15 +172,15 @@ class AdaptPanel(Panel):
     def _writes_crops(self) -> bool:
         return self._session.controller.runs(_WRITING)
 
-    def _is_at_work(self) -> bool:
+    def _is_adapting(self) -> bool:
         """True if the model is being adapted to this or another image; one training uses all cores."""
         return self._writes_crops or any(job.is_running for job in self._jobs.values())
 
-    def _crop_writing(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
+    def _make_crop_writer(self, job: AdaptJob) -> Callable[[ProgressCallback], int]:
         session = self._session
         plane = session.target_at([0] * session.image.ndim).plane
-        across = [length for axis, length in enumerate(plane.shape) if axis not in plane.axes]
-        crops = choose_crops(across, plane.size_hw, self.crops_box.value())
+        lengths = [length for axis, length in enumerate(plane.shape) if axis not in plane.axes]
+        crops = choose_crops(lengths, plane.size_hw, self.crops_box.value())
         targets = {}
         for crop in crops:
             at = iter(crop.index)
@@ -216,7 +216,7 @@ class AdaptPanel(Panel):
     def _show_buttons(self) -> None:
         job = self.job
         is_running = self._writes_crops or (job is not None and job.is_running)
-        is_free = job is not None and not self._is_at_work()
+        is_free = job is not None and not self._is_adapting()
         has_result = job is not None and job.result is not None and not is_running
         self.start_button.setEnabled(is_free)
         self.cancel_button.setEnabled(is_running)
@@ -245,7 +245,7 @@ class AdaptPanel(Panel):
         self._show_layer(True)
         self._show_buttons()
         self.show_info(
-            f'{_objects(found.before)} by the original model, {_objects(found.after)} by the adapted one; '
+            f'{_count_objects(found.before)} by the original model, {_count_objects(found.after)} by the adapted one; '
             f'they agree on {found.agreement:.0%} of the objects\' area. "Show the adapted model" switches.'
         )
 
@@ -264,17 +264,17 @@ def _pixels(target: Target, rows: slice, columns: slice) -> np.ndarray:
     return target.pixels()[0][rows, columns]
 
 
-def _centre(question: PlanePrompt | None, target: Target) -> tuple[float, float]:
+def _centre(prompt: PlanePrompt | None, target: Target) -> tuple[float, float]:
     """Row and column of the centre of the comparison: of the first click, else of the box, else of the plane."""
     height, width = target.plane.size_hw
-    if question is not None and question.points_xy is not None:
-        x, y = question.points_xy[0]
-    elif question is not None and question.box_xyxy is not None:
-        x, y = question.box_xyxy.reshape(2, 2).mean(axis=0)
+    if prompt is not None and prompt.points_xy is not None:
+        x, y = prompt.points_xy[0]
+    elif prompt is not None and prompt.box_xyxy is not None:
+        x, y = prompt.box_xyxy.reshape(2, 2).mean(axis=0)
     else:
         x, y = width / 2, height / 2
     return float(y), float(x)
 
 
-def _objects(labels: np.ndarray) -> str:
+def _count_objects(labels: np.ndarray) -> str:
     return counted(int(labels.max()), 'object')

@@ -67,8 +67,8 @@ class Panel(QWidget):
     def build(self) -> None:
         """Makes the controls."""
 
-    def follow(self, act: Callable, *signals: Any) -> None:
-        """Connects a method to signals of the session or the viewer until `close_session`."""
+    def subscribe(self, act: Callable, *signals: Any) -> None:
+        """Connects a method to signals of the session or the viewer, until `close_session`."""
         for signal in signals:
             signal.connect(act)
             self._connections.append((signal, WeakMethod(act)))
@@ -114,17 +114,17 @@ class Panel(QWidget):
         is_checked: bool = False,
     ) -> QCheckBox:
         """A check box."""
-        made = _unfocusable(QCheckBox(text), tooltip)
-        made.setChecked(is_checked)
-        made.toggled.connect(self._reporting(changed))
-        return made
+        box = _unfocusable(QCheckBox(text), tooltip)
+        box.setChecked(is_checked)
+        box.toggled.connect(self._reporting(changed))
+        return box
 
     def make_slider(self, tooltip: str, changed: Callable[[float], None]) -> QSlider:
         """A slider from 0 to 1; `changed` is called with the value."""
-        made = _unfocusable(QSlider(Qt.Orientation.Horizontal), tooltip)
-        made.setRange(0, SLIDER_STEPS)
-        made.valueChanged.connect(self._reporting(lambda value: changed(value / SLIDER_STEPS)))
-        return made
+        slider = _unfocusable(QSlider(Qt.Orientation.Horizontal), tooltip)
+        slider.setRange(0, SLIDER_STEPS)
+        slider.valueChanged.connect(self._reporting(lambda value: changed(value / SLIDER_STEPS)))
+        return slider
 
     def make_number(
         self,
@@ -137,14 +137,14 @@ class Panel(QWidget):
         step: float = 1,
     ) -> QSpinBox | QDoubleSpinBox:
         """A spin box for integers, or with two decimals if `value` is a float."""
-        made = QDoubleSpinBox() if isinstance(value, float) else QSpinBox()
-        made.setRange(low, high)
-        made.setSingleStep(step)
-        made.setValue(value)
-        made.setSuffix(suffix)
-        made.setToolTip(tooltip)
-        made.valueChanged.connect(self._reporting(changed))
-        return made
+        box = QDoubleSpinBox() if isinstance(value, float) else QSpinBox()
+        box.setRange(low, high)
+        box.setSingleStep(step)
+        box.setValue(value)
+        box.setSuffix(suffix)
+        box.setToolTip(tooltip)
+        box.valueChanged.connect(self._reporting(changed))
+        return box
 
     def make_choice(
         self,
@@ -161,21 +161,21 @@ class Panel(QWidget):
             items: Text of the entries, by value; the first one is chosen.
             characters: Minimum number of characters shown; by default the length of the longest entry.
         """
-        made = _unfocusable(QComboBox(), tooltip)
+        choice = _unfocusable(QComboBox(), tooltip)
         if characters is not None:
-            made.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            made.setMinimumContentsLength(characters)
+            choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            choice.setMinimumContentsLength(characters)
         if items:
-            set_items(made, items, next(iter(items)))
-        made.currentIndexChanged.connect(self._reporting(lambda _index: changed(made.currentData())))
-        return made
+            set_items(choice, items, next(iter(items)))
+        choice.currentIndexChanged.connect(self._reporting(lambda _index: changed(choice.currentData())))
+        return choice
 
     def make_choice_of_side(self, chosen: Side, changed: Callable[[Any], None] = lambda value: None) -> QComboBox:
         """A combo box for the brightness of objects; the data of each entry is a `Side`."""
         tooltip = 'Brightness of objects relative to their surroundings; "Bright or dark" decides by the image'
-        made = self.make_choice(tooltip, changed, characters=_SIDE_CHARACTERS)
-        set_items(made, {side: side.value.capitalize() for side in Side}, chosen)
-        return made
+        choice = self.make_choice(tooltip, changed, characters=_SIDE_CHARACTERS)
+        set_items(choice, {side: side.value.capitalize() for side in Side}, chosen)
+        return choice
 
     def _reporting(self, act: Callable) -> Callable:
         return self._session.controller.reporting(act)
@@ -220,16 +220,16 @@ class JobBar(QProgressBar):
 
 def wrapping_label(text: str = '') -> QLabel:
     """A label with line wrapping."""
-    made = QLabel(text)
-    made.setWordWrap(True)
-    return made
+    label = QLabel(text)
+    label.setWordWrap(True)
+    return label
 
 
 def group(title: str, *rows: Row) -> QGroupBox:
     """A box with a title and rows of controls."""
-    made = QGroupBox(title)
-    fill(QGridLayout(made), *rows)
-    return made
+    box = QGroupBox(title)
+    fill(QGridLayout(box), *rows)
+    return box
 
 
 def fill(grid: QGridLayout, *rows: Row) -> QGridLayout:

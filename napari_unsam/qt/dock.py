@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from napari_unsam.qt.widget import SegmentationWidget
 
-_TURN_MS = 10
+_POLL_MS = 10
 _CODE = 'napari_unsam.qt.widget'
 
 
@@ -41,15 +41,15 @@ class UnSAMDock(DockedWidget):
         self.content: SegmentationWidget | None = None
         self.undocked.connect(self.end)
         self._viewer, self._make = viewer, make
-        self._opening = QLabel('Opening UnSAM ...')
-        self._opening.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self._opening.setMinimumWidth(self._opening.fontMetrics().averageCharWidth() * 40)
+        self._placeholder = QLabel('Opening UnSAM ...')
+        self._placeholder.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self._placeholder.setMinimumWidth(self._placeholder.fontMetrics().averageCharWidth() * 40)
         self._grid = QGridLayout(self)  # in a column napari would add a stretch that takes half the height
         self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.addWidget(self._opening)
+        self._grid.addWidget(self._placeholder)
         self._loading = Thread(target=import_module, args=(_CODE,), name='unsam-opening', daemon=True)
         self._loading.start()
-        self._timer = QTimer(self, interval=_TURN_MS)
+        self._timer = QTimer(self, interval=_POLL_MS)
         self._timer.timeout.connect(self._open_next)
         self._timer.start()
 
@@ -69,6 +69,6 @@ class UnSAMDock(DockedWidget):
             self.content = make(self._viewer)
             self._timer.start()
         else:
-            self._grid.replaceWidget(self._opening, self.content)
-            self._opening.hide()
-            self._opening.deleteLater()
+            self._grid.replaceWidget(self._placeholder, self.content)
+            self._placeholder.hide()
+            self._placeholder.deleteLater()

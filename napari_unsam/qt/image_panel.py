@@ -11,7 +11,7 @@ from napari_unsam.model.frame import Channels, LayerChannels, axis_label, channe
 from napari_unsam.qt.controls import SLIDER_STEPS, JobBar, Panel, fill, set_items
 from unsam_mm.errors import ImageError
 
-CONTRAST_RESTS_MS = 500
+CONTRAST_DELAY_MS = 500
 """Delay after the last change of the contrast limits before the slice is analysed again."""
 
 _ANALYSE, _LAYERS = 'Analyse slice', 'layers'
@@ -27,7 +27,7 @@ class ImagePanel(Panel):
         self.image_choice = ComboBox(choices=self._images, nullable=True, tooltip='The image to segment')
         self.image_choice.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self._build()
-        self._contrast_rests = QTimer(self, singleShot=True, interval=CONTRAST_RESTS_MS)
+        self._contrast_timer = QTimer(self, singleShot=True, interval=CONTRAST_DELAY_MS)
         self._connect()
         self._choose_first_image()
         self.show_state()
@@ -35,7 +35,7 @@ class ImagePanel(Panel):
 
     def close_session(self) -> None:
         """Disconnects from the viewer."""
-        self._contrast_rests.stop()
+        self._contrast_timer.stop()
         super().close_session()
 
     def show_state(self) -> None:
@@ -92,12 +92,12 @@ class ImagePanel(Panel):
     def _connect(self) -> None:
         session, layers = self._session, self._session.viewer.layers.events
         self.image_choice.changed.connect(session.set_image)
-        self.follow(self._layers_changed, layers.inserted, layers.removed, layers.renamed)
-        self.follow(self.show_state, session.controller.state_changed)
-        self.follow(self.progress_bar.show_progress, session.controller.progress_changed)
-        self.follow(self._show_image, session.image_changed)
-        self.follow(self._contrast_changed, session.contrast_changed)
-        self._contrast_rests.timeout.connect(session.reanalyse)
+        self.subscribe(self._layers_changed, layers.inserted, layers.removed, layers.renamed)
+        self.subscribe(self.show_state, session.controller.state_changed)
+        self.subscribe(self.progress_bar.show_progress, session.controller.progress_changed)
+        self.subscribe(self._show_image, session.image_changed)
+        self.subscribe(self._contrast_changed, session.contrast_changed)
+        self._contrast_timer.timeout.connect(session.reanalyse)
 
     def _images(self, _widget: object) -> list[Image]:
         return [layer for layer in self._session.viewer.layers if isinstance(layer, Image)]
@@ -114,7 +114,7 @@ class ImagePanel(Panel):
         self._show_channels()
 
     def _contrast_changed(self) -> None:
-        self._contrast_rests.start()
+        self._contrast_timer.start()
 
     def _show_image(self) -> None:
         if self.image_choice.value is not self._session.image:

@@ -7,7 +7,7 @@ from qtpy.QtCore import QEvent, QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QHelpEvent, QMouseEvent, QPainter, QPaintEvent
 from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
-from napari_unsam.volumes.propagation import Found, SliceMask, SliceState
+from napari_unsam.volumes.propagation import SliceMask, SliceMasks, SliceState
 
 # The colormap cividis, which is safe for colour-blind viewers and rises in lightness: low IoU dark, high IoU bright.
 _SCALE = ('#00224e', '#35456c', '#666970', '#948e77', '#c8b866', '#fee838')
@@ -37,21 +37,21 @@ class IouStrip(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: Found = {}
+        self._masks: SliceMasks = {}
         self._n_slices, self._here = 0, 0
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setMinimumWidth(40)
         self.setAccessibleName('IoU with the previous slice')
 
-    def set_slices(self, found: Found, n_slices: int, here: int) -> None:
+    def set_slices(self, masks: SliceMasks, n_slices: int, here: int) -> None:
         """Shows the masks of an object.
 
         Args:
-            found: The masks of the object, by index of the slice.
+            masks: The masks of the object, by index of the slice.
             n_slices: Number of slices in the stack.
             here: Index of the slice in view.
         """
-        self._found, self._n_slices, self._here = found, n_slices, here
+        self._masks, self._n_slices, self._here = masks, n_slices, here
         self.update()
 
     def sizeHint(self) -> QSize:
@@ -77,11 +77,11 @@ class IouStrip(QWidget):
 
     def describe(self, z: int) -> str:
         """Tooltip of a slice."""
-        one = self._found.get(z)
+        one = self._masks.get(z)
         if one is None:
             return f'Slice {z}: not analysed'
         scores = '' if one.state is SliceState.CORRECTED else f'IoU {one.iou:.2f}, granularity {one.granularity:.2f}, '
-        return f'Slice {z}: {_STATES[one.state]}, {scores}{one.crop.area_px:,} px'
+        return f'Slice {z}: {_STATES[one.state]}, {scores}{one.mask.area_px:,} px'
 
     def mousePressEvent(self, event: QMouseEvent) -> None:
         """Goes to the slice under the mouse."""
@@ -101,8 +101,8 @@ class IouStrip(QWidget):
             painter.setOpacity(0.3)
             painter.fillRect(column.adjusted(0.5, 0, -0.5, 0), QColor(_BACKGROUND))
             painter.setOpacity(1.0)
-            if z in self._found:
-                self._draw(painter, column, self._found[z])
+            if z in self._masks:
+                self._draw(painter, column, self._masks[z])
         if 0 <= self._here < self._n_slices:
             painter.setBrush(Qt.BrushStyle.NoBrush)
             painter.setPen(QColor(_CURSOR))

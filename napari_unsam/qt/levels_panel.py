@@ -22,36 +22,36 @@ class LevelsPanel(Panel):
 
     def build(self) -> None:
         session = self._session
-        self.work = RegionSelector(session)
-        self.edits = ObjectEdits(self.work)
+        self.selector = RegionSelector(session)
+        self.edits = ObjectEdits(self.selector)
         self.reviewing = Reviewing(session)
         self.key_actions = {
             'split': self.edits.split,
             'merge': self.edits.merge,
-            'find_similar': self.work.find_similar,
+            'find_similar': self.selector.find_similar,
             'review': self.reviewing.next,
         }
         self.lay_out([self._level_group()], [self._similar_group()], [self._classes_group()], [self._review_group()])
-        self.follow(self._show, self.work.changed)
-        self.follow(self._show_review, self.reviewing.changed)
+        self.subscribe(self._show, self.selector.changed)
+        self.subscribe(self._show_review, self.reviewing.changed)
         self._show()
         self._show_review()
 
     def close_session(self) -> None:
         """Removes the preview and disconnects from the session."""
         super().close_session()
-        self.work.close()
+        self.selector.close()
         self.reviewing.close()
 
     def _level_group(self) -> QGroupBox:
-        work, limits = self.work, RegionFilter()
-        self.level_slider = self.make_slider('Level, from fine (left) to coarse (right)', work.show_level)
+        selector, limits = self.selector, RegionFilter()
+        self.level_slider = self.make_slider('Level, from fine (left) to coarse (right)', selector.show_level)
         self.level_label = QLabel()
         self.propose_button = self.make_button(
-            'Propose', 'Move the slider to the level with the most high-score objects', work.propose_level
+            'Propose', 'Move the slider to the level with the most high-score objects', selector.propose_level
         )
         self.best_button = self.make_button(
-            'Auto', 'Show the regions with the best scores, from all levels', work.show_best
+            'Auto', 'Show the regions with the best scores, from all levels', selector.show_best
         )
         self.side_choice = self.make_choice_of_side(limits.side, self._limit)
         self.min_area_box = self.make_number(
@@ -60,8 +60,8 @@ class LevelsPanel(Panel):
         self.max_share_box = self.make_number(
             0.01, 100, 100 * limits.max_share, 'Larger regions are left out', self._limit, ' % of image'
         )
-        self.accept_button = self.make_button('Accept all shown', 'Save all shown regions as objects', work.accept)
-        self.hide_button = self.make_button('Hide', 'Hide the regions', work.hide)
+        self.accept_button = self.make_button('Accept all shown', 'Save all shown regions as objects', selector.accept)
+        self.hide_button = self.make_button('Hide', 'Hide the regions', selector.hide)
         return group(
             'Level of the whole image',
             [self.level_slider],
@@ -75,8 +75,10 @@ class LevelsPanel(Panel):
         )
 
     def _similar_group(self) -> QGroupBox:
-        self.clear_examples_button = self.make_button('New examples', 'Clear the examples', self.work.clear_examples)
-        self.similarity_slider = self.make_slider('Minimum similarity', self.work.set_min_similarity)
+        self.clear_examples_button = self.make_button(
+            'New examples', 'Clear the examples', self.selector.clear_examples
+        )
+        self.similarity_slider = self.make_slider('Minimum similarity', self.selector.set_min_similarity)
         self.similar_label = QLabel()
         return group(
             'Similar objects',
@@ -93,10 +95,10 @@ class LevelsPanel(Panel):
         self.class_button = self.make_button(
             'Add as class',
             'Add the shown regions as this class, then choose another level',
-            lambda: self.work.add_class(self.name_box.text()),
+            lambda: self.selector.add_class(self.name_box.text()),
         )
         self.layers_button = self.make_button(
-            'Make layers', 'Make one layer per class, with parts linked to their wholes', self.work.make_layers
+            'Make layers', 'Make one layer per class, with parts linked to their wholes', self.selector.make_layers
         )
         self.classes_label = wrapping_label()
         return group('Parts and wholes', [self.name_box, self.class_button], [self.classes_label], [self.layers_button])
@@ -111,9 +113,9 @@ class LevelsPanel(Panel):
         return group('Review', [self.next_button, self.right_button, self.wrong_button], [self.review_label])
 
     def _limit(self, _value: Any) -> None:
-        self.work.set_region_filter(
+        self.selector.set_region_filter(
             replace(
-                self.work.region_filter,
+                self.selector.region_filter,
                 side=self.side_choice.currentData(),
                 min_area_px=self.min_area_box.value(),
                 max_share=self.max_share_box.value() / 100,
@@ -121,28 +123,28 @@ class LevelsPanel(Panel):
         )
 
     def _show(self) -> None:
-        work = self.work
-        move(self.level_slider, work.level)
-        move(self.similarity_slider, work.min_similarity)
-        count, mode = len(work.selection), work.mode
+        selector = self.selector
+        move(self.level_slider, selector.level)
+        move(self.similarity_slider, selector.min_similarity)
+        count, mode = len(selector.selection), selector.mode
         self.level_label.setText(
             {
-                PreviewMode.LEVEL: f'Level {work.level:.2f}: {counted(count, "object")}',
+                PreviewMode.LEVEL: f'Level {selector.level:.2f}: {counted(count, "object")}',
                 PreviewMode.BEST: f'Auto: {counted(count, "object")}',
             }.get(mode, 'Drag the slider or press Auto')
         )
         self.similar_label.setText(
-            f'{counted(count, "match")} (similarity ≥ {work.min_similarity:.2f})'
+            f'{counted(count, "match")} (similarity ≥ {selector.min_similarity:.2f})'
             if mode is PreviewMode.SIMILAR
             else f'Point at an object and press {KEYS["find_similar"].key}'
         )
         for needs_choice in (self.accept_button, self.hide_button, self.class_button):
             needs_choice.setEnabled(mode is not PreviewMode.NOTHING)
-        self.clear_examples_button.setEnabled(bool(work.examples))
-        self.similarity_slider.setEnabled(bool(work.examples))
-        self.layers_button.setEnabled(bool(work.classes))
+        self.clear_examples_button.setEnabled(bool(selector.examples))
+        self.similarity_slider.setEnabled(bool(selector.examples))
+        self.layers_button.setEnabled(bool(selector.classes))
         self.classes_label.setText(
-            ', '.join(f'{kind.name}: {len(kind.features)}' for kind in work.classes) or 'No class yet'
+            ', '.join(f'{kind.name}: {len(kind.features)}' for kind in selector.classes) or 'No class yet'
         )
 
     def _show_review(self) -> None:

@@ -36,7 +36,7 @@ class MaskPanel(Panel):
             [self.keep_box],
             [self.commit_button],
         )
-        self.follow(self.show_proposal, session.controller.proposal_changed)
+        self.subscribe(self.show_proposal, session.controller.proposal_changed)
         self.show_proposal()
 
     def show_proposal(self) -> None:

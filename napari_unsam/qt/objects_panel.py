@@ -12,7 +12,7 @@ from napari.layers import Labels
 from qtpy.QtWidgets import QFileDialog
 
 from napari_unsam.folders.series import ReadMasks, place_objects, read_masks
-from napari_unsam.io.formats import FORMATS, READABLE, export, holds, read_objects
+from napari_unsam.io.formats import FORMATS, READABLE, export, is_lossless, read_objects
 from napari_unsam.io.measurements import measure, merged
 from napari_unsam.io.objects import LabelledObjects, channels_of_layer, objects_of_layer, parent_of
 from napari_unsam.keys import TO_UNDO
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from napari_unsam.engine.inference import ProgressCallback
     from napari_unsam.model.label_boxes import LazyArray
 
-_NOT_IN_NAMES = r'[\\/:*?"<>|]'  # not allowed in file names on some system
-_NONE = 'No objects yet; commit one first.'
+_FORBIDDEN_CHARACTERS = r'[\\/:*?"<>|]'  # not allowed in file names on some system
+_NO_OBJECTS = 'No objects yet; commit one first.'
 
 
 class ObjectsPanel(Panel):
@@ -64,7 +64,7 @@ class ObjectsPanel(Panel):
             [self.format_choice, self.export_button],
         )
         layers = session.viewer.layers
-        self.follow(
+        self.subscribe(
             self._follow,
             session.image_changed,
             layers.events.inserted,
@@ -92,7 +92,7 @@ class ObjectsPanel(Panel):
         layer, image = self._objects(), self._session.image
         if layer is None or image is None:
             return
-        objects = self._described(layer)
+        objects = self._labelled_objects(layer)
         channels = {name: pixels for name, pixels in self._channels(image).items() if pixels.shape == objects.shape}
 
         def done(measured: object) -> None:
@@ -113,7 +113,7 @@ class ObjectsPanel(Panel):
         form = FORMATS[name]
         path = self.choose_path(
             # Not the name of the image, which often is a TIFF too.
-            f'{re.sub(_NOT_IN_NAMES, "_", self._image_name())}.objects{form.ending}',
+            f'{re.sub(_FORBIDDEN_CHARACTERS, "_", self._image_name())}.objects{form.ending}',
             f'{form.title} (*{form.ending})',
         )
         if path is None:
@@ -122,12 +122,12 @@ class ObjectsPanel(Panel):
             path = path.with_name(path.name + form.ending)
         if path.exists() and not self.confirm('Export objects', f'{path.name} exists. Replace it?'):
             return
-        objects, before = self._described(layer), self._changes.count(layer)
+        objects, before = self._labelled_objects(layer), self._changes.count(layer)
 
         def written(_nothing: None) -> None:
-            is_whole = self._changes.count(layer) == before and holds(name, objects.features)
+            is_complete = self._changes.count(layer) == before and is_lossless(name, objects.features)
             # The user may have chosen another image meanwhile.
-            if is_whole and layer is self._session.objects:
+            if is_complete and layer is self._session.objects:
                 self._session.exported.emit()
             self.show_info(f'Written: {path}')
 
@@ -152,7 +152,7 @@ class ObjectsPanel(Panel):
         """Erases the selected object of the session's layer."""
         layer = self._session.objects
         if layer is None:
-            self.show_problem(_NONE)
+            self.show_problem(_NO_OBJECTS)
             return
         label = int(layer.selected_label)
         box = self._session.box_of(label)
@@ -168,7 +168,7 @@ class ObjectsPanel(Panel):
         layer = self._objects()
         if layer is None:
             return
-        match self._whole_of(layer):
+        match self._parent_in(layer):
             case None:
                 self.show_problem(f'Object {layer.selected_label} is not part of another one.')
             case '', label:
@@ -222,7 +222,7 @@ class ObjectsPanel(Panel):
         row = self._row(layer)
         if row is not None:
             text += f'; selected: {layer.selected_label}, {int(row.get("area_px", 0)):,} px'
-        parent = self._whole_of(layer)
+        parent = self._parent_in(layer)
         if parent is not None:
             text += f', part of {" ".join(map(str, parent)).strip()}'
         self.summary_label.setText(text)
@@ -238,7 +238,7 @@ class ObjectsPanel(Panel):
     def _objects(self) -> Labels | None:
         layer = self.layer
         if layer is None:
-            self.show_problem(_NONE)
+            self.show_problem(_NO_OBJECTS)
         return layer
 
     def _row(self, layer: Labels) -> dict | None:
@@ -246,11 +246,11 @@ class ObjectsPanel(Panel):
         rows = table[table['index'] == layer.selected_label] if 'index' in table else table[:0]
         return rows.iloc[0].to_dict() if len(rows) else None
 
-    def _whole_of(self, layer: Labels) -> tuple[str, int] | None:
+    def _parent_in(self, layer: Labels) -> tuple[str, int] | None:
         row = self._row(layer)
         return None if row is None else parent_of(row)
 
-    def _described(self, layer: Labels) -> LabelledObjects:
+    def _labelled_objects(self, layer: Labels) -> LabelledObjects:
         kind = {} if layer is self._session.objects else {'kind': layer.name}
         return objects_of_layer(layer, self._image_name(), self._channel_axis(), **kind)
 

@@ -29,7 +29,7 @@ class SavedBar(Panel):
         self.restore_button = self.make_button('Restore', 'Restore the objects and prompts', self._restore)
         self.discard_button = self.make_button('Discard', 'Delete the saved work; asks first', self._discard)
         self.lay_out([self.label], [self.restore_button, self.discard_button])
-        self.follow(self.refresh, self._session.image_changed)
+        self.subscribe(self.refresh, self._session.image_changed)
         self.refresh()
         autosave.watch(self._session)
 
@@ -54,12 +54,12 @@ class SavedBar(Panel):
         self._session.controller.run(
             'Reading the saved work',
             lambda progress: saved.objects(),
-            lambda read: self._put(saved, image, read),
+            lambda read: self._restore_objects(saved, image, read),
             lambda reason: self.restore_button.show(),
             is_task=True,
         )
 
-    def _put(self, saved: SavedSession, image: Image, read: SavedObjects) -> None:
+    def _restore_objects(self, saved: SavedSession, image: Image, read: SavedObjects) -> None:
         controller = self._session.controller
         if self._session.image is not image:
             controller.show_problem(f'The work on "{saved.image_name}" was not restored: another image was chosen.')
@@ -69,9 +69,9 @@ class SavedBar(Panel):
             controller.embed()  # for the mask of the prompts
         text = f'{counted(found.objects, "object")} and {counted(found.prompts, "prompt")} restored.'
         if found.relabelled:
-            text += f' {counted(found.relabelled, "object")} got new labels (theirs were negative or above 32 bits).'
+            text += f' {counted(found.relabelled, "object")} got new labels: the saved ones do not fit in uint32.'
         if found.damaged:
-            text += f' {counted(found.damaged, "part")} could not be read.'
+            text += f' {found.damaged} of the saved prompts and blocks of labels could not be read.'
             self.label.setText(f'{text} The saved work stays in {saved.folder} until you discard it.')
         else:
             self.hide()

@@ -39,22 +39,22 @@ class VolumePanel(Panel):
 
     def build(self) -> None:
         session = self._session
-        self.work = VolumeSegmenter(session)
-        self.key_actions = {'propagate': self.work.propagate_current}
+        self.segmenter = VolumeSegmenter(session)
+        self.key_actions = {'propagate': self.segmenter.propagate_current}
         self.lay_out([self._slices_group()], [self._propagation_group()], [self._automatic_group()])
-        self.follow(self._show, self.work.changed)
-        self.follow(self._show_job, session.controller.state_changed)
-        self.follow(self.progress_bar.show_progress, session.controller.progress_changed)
+        self.subscribe(self._show, self.segmenter.changed)
+        self.subscribe(self._show_job, session.controller.state_changed)
+        self.subscribe(self.progress_bar.show_progress, session.controller.progress_changed)
         self._show()
         self._show_job()
 
     def close_session(self) -> None:
         """Disconnects from the session."""
         super().close_session()
-        self.work.close()
+        self.segmenter.close()
 
     def _slices_group(self) -> QGroupBox:
-        self.axis_choice = self.make_choice('Axis to follow: depth or time', self.work.set_axis)
+        self.axis_choice = self.make_choice('Axis to follow: depth or time', self.segmenter.set_axis)
         self.first_box = self.make_number(0, 0, 0, 'First slice to use', self._set_range)
         self.last_box = self.make_number(0, 0, 0, 'Last slice to use', self._set_range)
         self.all_button = self.make_button('All', 'Use all slices', self._all_slices)
@@ -66,28 +66,33 @@ class VolumePanel(Panel):
         )
 
     def _propagation_group(self) -> QGroupBox:
-        work = self.work
+        segmenter = self.segmenter
         self.direction_choice = self.make_choice('Direction from the current slice', self._set, _DIRECTIONS)
         self.threshold_box = self.make_number(
-            0, 1, work.settings.min_iou, 'Stop where the IoU with the previous slice is lower', self._set, step=0.05
+            0,
+            1,
+            segmenter.settings.min_iou,
+            'Stop where the IoU with the previous slice is lower',
+            self._set,
+            step=0.05,
         )
         self.current_button = self.make_key_button('propagate')
         self.slice_button = self.make_button(
-            'Propagate all here', 'Propagate all objects of this slice in one run', work.propagate_all
+            'Propagate all here', 'Propagate all objects of this slice in one run', segmenter.propagate_all
         )
         self.again_button = self.make_button(
             'Update from corrected slices',
             'Correct slices by hand, then update the slices between and beyond them',
-            work.propagate_again,
+            segmenter.propagate_again,
         )
         self.cancel_button = self.make_button(
-            'Cancel', 'Stop; existing objects stay unchanged', work.session.controller.cancel
+            'Cancel', 'Stop; existing objects stay unchanged', segmenter.session.controller.cancel
         )
         self.progress_bar = JobBar()
-        self.object_choice = self.make_choice('Object shown in the strip', work.show)
+        self.object_choice = self.make_choice('Object shown in the strip', segmenter.show)
         self.strip = IouStrip()
         self.strip.setToolTip('IoU of each slice with the previous one; click a bar to go to its slice')
-        self.strip.slice_wanted.connect(work.session.controller.reporting(work.go_to))
+        self.strip.slice_wanted.connect(segmenter.session.controller.reporting(segmenter.go_to))
         return group(
             'Propagation',
             ['Direction', self.direction_choice],
@@ -122,12 +127,12 @@ class VolumePanel(Panel):
         self.automatic_button = self.make_button(
             'Automatic 3D',
             'Find objects in all slices and link them',
-            lambda: self.work.automatic(self._automatic_settings()),
+            lambda: self.segmenter.automatic(self._automatic_settings()),
         )
         self.tracks_button = self.make_button(
             'Tracks',
             'Track objects through a movie, with divisions',
-            lambda: self.work.automatic(self._automatic_settings(), as_tracks=True),
+            lambda: self.segmenter.automatic(self._automatic_settings(), as_tracks=True),
         )
         return group(
             'Whole stack',
@@ -149,16 +154,16 @@ class VolumePanel(Panel):
         return box
 
     def _all_slices(self) -> None:
-        self.work.z_range = None
+        self.segmenter.z_range = None
         self._show()
 
     def _set_range(self, _value: int) -> None:
         first, last = sorted((self.first_box.value(), self.last_box.value()))
-        self.work.z_range = (first, last + 1)
+        self.segmenter.z_range = (first, last + 1)
 
     def _set(self, _value: Any) -> None:
-        self.work.settings = replace(
-            self.work.settings,
+        self.segmenter.settings = replace(
+            self.segmenter.settings,
             direction=self.direction_choice.currentData(),
             min_iou=self.threshold_box.value(),
         )
@@ -173,13 +178,15 @@ class VolumePanel(Panel):
         )
 
     def _show(self) -> None:
-        work = self.work
-        target, slicing = work.session.controller.target, work.slicing
-        names = {} if target is None else {axis: self._axis_name(axis, target.plane.shape[axis]) for axis in work.axes}
-        set_items(self.axis_choice, names, work.axis)
-        set_items(self.object_choice, {label: f'Object {label}' for label in work.labels}, work.label)
+        segmenter = self.segmenter
+        target, slicing = segmenter.session.controller.target, segmenter.slicing
+        names = (
+            {} if target is None else {axis: self._axis_name(axis, target.plane.shape[axis]) for axis in segmenter.axes}
+        )
+        set_items(self.axis_choice, names, segmenter.axis)
+        set_items(self.object_choice, {label: f'Object {label}' for label in segmenter.labels}, segmenter.label)
         last = 0 if slicing is None else slicing.n_slices - 1
-        chosen = work.z_range or (0, last + 1)
+        chosen = segmenter.z_range or (0, last + 1)
         for box, value in ((self.first_box, chosen[0]), (self.last_box, chosen[1] - 1)):
             with QSignalBlocker(box):
                 box.setRange(0, last)
@@ -188,10 +195,10 @@ class VolumePanel(Panel):
         self._show_job()
 
     def _axis_name(self, axis: int, length: int) -> str:
-        image = self.work.session.image
+        image = self.segmenter.session.image
         label = None if image is None else axis_label(image, axis)
         planes = counted(length, 'frame' if (label or '').lower() in _TIMES else 'slice')
-        if label is None and len(self.work.axes) > 1:
+        if label is None and len(self.segmenter.axes) > 1:
             label = f'axis {axis + 1}'
         return planes if label is None else f'{label}, {planes}'
 
@@ -202,14 +209,14 @@ class VolumePanel(Panel):
 
     def _show_job(self) -> None:
         """Shows the slice in view in the strip, and enables the buttons that the running job and the image allow."""
-        work = self.work
-        slicing, is_busy = work.slicing, work.session.controller.is_busy
+        segmenter = self.segmenter
+        slicing, is_busy = segmenter.slicing, segmenter.session.controller.is_busy
         for needs_stack in (self.current_button, self.slice_button, self.automatic_button, self.tracks_button):
             needs_stack.setEnabled(slicing is not None)
-        self.again_button.setEnabled(bool(work.labels))
-        self.object_choice.setEnabled(bool(work.labels))
+        self.again_button.setEnabled(bool(segmenter.labels))
+        self.object_choice.setEnabled(bool(segmenter.labels))
         self.cancel_button.setEnabled(is_busy)
         if not is_busy:
             self.progress_bar.reset()
         n_slices, here = (0, 0) if slicing is None else (slicing.n_slices, slicing.current)
-        self.strip.set_slices(work.strip, n_slices, here)
+        self.strip.set_slices(segmenter.strip, n_slices, here)

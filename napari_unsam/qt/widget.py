@@ -43,7 +43,7 @@ PANELS = (
 )
 """Module in `napari_unsam.qt` and class of each section that is folded at first and made after the dock is shown."""
 
-_TURN_MS = 20  # pause between steps of preparation, in which clicks are handled and the window is drawn
+_PAUSE_MS = 20  # pause between steps of preparation, in which clicks are handled and the window is drawn
 _NOT_SAVED = 'UnSAM: changes are not saved yet. Keep napari open until saving has finished; errors are in the log.'
 _HINT = f'Click on an object. {HINT[:-1]}, {KEYS["undo"].key}: undo.'
 
@@ -130,15 +130,15 @@ class SegmentationWidget(DockedWidget):
     def _connect(self) -> None:
         session = self.session
         # napari needs a tenth of a second to add a layer; layers are made only after it has added the image.
-        self._soon = QTimer(self, singleShot=True, interval=_TURN_MS)
-        self._soon.timeout.connect(self._make_next)
+        self._step_timer = QTimer(self, singleShot=True, interval=_PAUSE_MS)
+        self._step_timer.timeout.connect(self._make_next)
         session.image_changed.connect(self._image_changed)
         load_units()
         self.controller.run_when_idle('Loading the sections', _load_libraries)
-        self._soon.start()
+        self._step_timer.start()
         # The canvas reports its zoom while it is drawn, when no layer may be changed.
-        self._zoomed = QTimer(self, singleShot=True, interval=30)
-        self._zoomed.timeout.connect(session.fit_outline)
+        self._zoom_timer = QTimer(self, singleShot=True, interval=30)
+        self._zoom_timer.timeout.connect(session.fit_outline)
         session.viewer.scene.camera.events.zoom.connect(self._zoom_changed)
         self.controller.state_changed.connect(self._show_status)
         # napari deletes the dock with its window and does not report it; running jobs must not call it then.
@@ -146,16 +146,16 @@ class SegmentationWidget(DockedWidget):
         if autosave is not None:
             self.session.exported.connect(lambda: autosave.exported(self.session))
         # No lambda: the garbage collector may clear it before Qt calls it.
-        self._leave = finalize(self, _leave, controller, autosave)
-        self._leave.atexit = False
-        self.destroyed.connect(self._leave)
+        self._stop = finalize(self, _stop, controller, autosave)
+        self._stop.atexit = False
+        self.destroyed.connect(self._stop)
         self.undocked.connect(self.end)
 
     def _zoom_changed(self) -> None:
-        self._zoomed.start()
+        self._zoom_timer.start()
 
     def _image_changed(self) -> None:
-        self._soon.start()
+        self._step_timer.start()
 
     def _make_next(self) -> None:
         """Prepares the next layer or section, one per turn of the event loop; then loads the model."""
@@ -163,13 +163,13 @@ class SegmentationWidget(DockedWidget):
             return
         if not self._has_libraries:
             self._has_libraries = not self.controller.is_loading
-            self._soon.start()
+            self._step_timer.start()
         elif self._prepare() or next(self._panel_steps, False):
-            self._soon.start()
+            self._step_timer.start()
         elif self.session.image is not None:
             self.controller.warm_up()
             if self.controller.is_loading:
-                self._soon.start()
+                self._step_timer.start()
 
     def _prepare(self) -> bool:
         """Makes the next layer of the session; returns False if none is left or it cannot be made."""
@@ -187,7 +187,7 @@ class SegmentationWidget(DockedWidget):
         if self._has_ended:
             return
         self._has_ended = True
-        for timer in (self._soon, self._zoomed):
+        for timer in (self._step_timer, self._zoom_timer):
             timer.stop()
         self.session.viewer.scene.camera.events.zoom.disconnect(self._zoom_changed)
         for panel in (self.image_panel, *self._made):
@@ -204,7 +204,7 @@ class SegmentationWidget(DockedWidget):
         self.status_label.setStyleSheet('font-weight: bold;' if problem else '')
 
 
-def _leave(controller: SegmentationController, autosave: Autosave | None) -> None:
+def _stop(controller: SegmentationController, autosave: Autosave | None) -> None:
     controller.close()
     if autosave is not None:
         autosave.close()

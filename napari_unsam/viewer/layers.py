@@ -97,7 +97,7 @@ def holds_objects(layer: Layer) -> bool:
     return isinstance(layer, Labels) and SOURCE_KEY in layer.metadata
 
 
-def place_again(layer: Layer, frame: Frame) -> None:
+def move_with_image(layer: Layer, frame: Frame) -> None:
     """Moves a layer to the new position of the image, if it belongs to that image."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:

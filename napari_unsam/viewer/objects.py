@@ -91,7 +91,7 @@ class Objects:
             self._add_table(layer)
         return self._tables[layer]
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
+    def make_write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
         """Makes the action that writes objects. Each do and undo puts a deleted layer back into the viewer.
 
         Args:

@@ -76,17 +76,17 @@ class PendingObjects:
         count = counted(len(controller.prompts.pending), 'object')
         controller.show_info(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
-    def commit(self, with_shown: bool = True) -> None:
+    def commit(self, include_current: bool = True) -> None:
         """Writes the pending objects of all planes and the current mask into the layer of objects, as one action.
 
         Args:
-            with_shown: True to include the current mask.
+            include_current: True to include the current mask.
         """
-        self._session.controller.reporting(self._commit)(with_shown)
+        self._session.controller.reporting(self._commit)(include_current)
 
-    def _commit(self, with_shown: bool) -> None:
+    def _commit(self, include_current: bool) -> None:
         session, controller = self._session, self._session.controller
-        proposal = controller.proposal if with_shown else None
+        proposal = controller.proposal if include_current else None
         if proposal is None and not controller.prompts.pending:
             controller.show_problem('There is no mask to commit; click on an object first.')
             return
@@ -97,7 +97,9 @@ class PendingObjects:
             return
         what = f'object {writes[0].label}' if len(writes) == 1 else f'{len(writes)} objects'
         name = f'commit {what}'
-        controller.history.do(ActionGroup(name, [session.writing(name, writes), controller.next_object(done)]))
+        controller.history.do(
+            ActionGroup(name, [session.make_write_action(name, writes), controller.next_object(done)])
+        )
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
         overlapping = f' {left} left out (overlap with existing objects).' if left else ''

@@ -23,7 +23,7 @@ from napari_unsam.model.plane import Plane, plane_at, plane_in_view
 from napari_unsam.model.plane_prompts import is_drawn_well
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
 from napari_unsam.viewer.inputs import Inputs
-from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, place_again
+from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, move_with_image
 from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.objects import Objects
 from napari_unsam.viewer.pending import PendingObjects
@@ -203,7 +203,7 @@ class ViewerSession:
         return self._objects.ensure()
 
     def next_label(self, layer: Labels | None = None) -> int:
-        """A label that no object of the image has, or had in this session; `layer` as in `writing`."""
+        """A label that no object of the image has, or had in this session; `layer` as in `make_write_action`."""
         return self._objects.table(layer).highest + 1
 
     def box_of(self, label: int) -> Slices | None:
@@ -212,11 +212,14 @@ class ViewerSession:
         return None if labels is None else self._objects.table(labels).box_of(label)
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
-        """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty. See `writing`."""
-        if writes:
-            self.history.do(self.writing(name, writes, layer))
+        """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty.
 
-    def writing(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
+        See `make_write_action`.
+        """
+        if writes:
+            self.history.do(self.make_write_action(name, writes, layer))
+
+    def make_write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
         """Makes the action that writes objects.
 
         Args:
@@ -228,7 +231,7 @@ class ViewerSession:
             UnSAMError: If no image is chosen, the image of the layer was removed, or the layer's dtype is too small
                 for a label.
         """
-        return self._objects.writing(name, writes, layer)
+        return self._objects.make_write_action(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:
         """Selects the tool for boxes, outlines or scribbles; None selects pan/zoom."""
@@ -340,7 +343,7 @@ class ViewerSession:
     def _image_moved(self) -> None:
         frame = self.frame
         for layer in self.viewer.layers:
-            place_again(layer, frame)
+            move_with_image(layer, frame)
         self._retarget()
 
     def _put_channels(self, image: Image, chosen: tuple[Channels | LayerChannels | None, Prompts]) -> None:

@@ -45,18 +45,20 @@ class SliceMask:
     """The mask of an object in one slice.
 
     Attributes:
-        crop: The mask; empty where the object has ended.
+        mask: The mask; empty where the object has ended.
         iou: IoU with the mask of the previous slice in the direction of propagation; 1 for known masks.
         score: Expected IoU with the object, in [0, 1].
         granularity: Granularity of the mask, in [0, 1].
         state: How the mask was obtained.
+        step: Direction of propagation: 1 from slice z - 1 to z, -1 from slice z + 1; 0 for known masks.
     """
 
-    crop: BoxMask
+    mask: BoxMask
     iou: float
     score: float
     granularity: float
     state: SliceState = SliceState.PROPAGATED
+    step: int = 0
 
 
 def colour_bins(pixels: np.ndarray) -> np.ndarray:
@@ -75,16 +77,16 @@ def colour_bins(pixels: np.ndarray) -> np.ndarray:
     return bins
 
 
-def appearance_of(crop: BoxMask, bins: np.ndarray) -> np.ndarray:
+def appearance_of(mask: BoxMask, bins: np.ndarray) -> np.ndarray:
     """(B,) log odds that a pixel of each histogram bin belongs to an object rather than to a ring around it.
 
     Args:
-        crop: Mask of the object.
+        mask: Mask of the object.
         bins: (H, W) bins of its slice, from `colour_bins`.
     """
-    radius = _radius(crop)
-    box = _grown(crop.box_xyxy, int(radius) + 1, bins.shape)
-    inside, seen = crop.within(box), bins[box_slices(box)]
+    radius = _radius(mask)
+    box = _grown(mask.box_xyxy, int(radius) + 1, bins.shape)
+    inside, seen = mask.within(box), bins[box_slices(box)]
     ring = ~inside & (ndimage.distance_transform_edt(~inside) <= radius)
     own, around = (_shares(seen[part]) for part in (inside, ring))
     return np.clip(np.log((own + _MIN_SHARE) / (around + _MIN_SHARE)), -_MAX_LOG_SHARE, _MAX_LOG_SHARE)
@@ -116,30 +118,30 @@ def match_mask(
         The mask; empty, with score 0, if no candidate overlaps the previous mask.
     """
     probs = _pixel_probs(previous, appearance, bins)
-    tree, crops = embedded.hierarchy, []
+    tree, masks = embedded.hierarchy, []
     for one in tree.trees if tree is not None else ():
-        crops += _from_tree(one, probs, previous.area_px)
+        masks += _from_tree(one, probs, previous.area_px)
     if ask_engine or tree is None:
         # A click at the deepest point of the previous mask, and its box.
-        crops += embedded.answer(deepest_point(previous)[None], np.ones(1, np.int64))
-        crops += embedded.answer(None, None, box_xyxy=np.array(previous.box_xyxy, float))
+        masks += embedded.answer(deepest_point(previous)[None], np.ones(1, np.int64))
+        masks += embedded.answer(None, None, box_xyxy=np.array(previous.box_xyxy, float))
     here = previous.within(probs.box_xyxy)
     best, best_score = np.zeros_like(here), 0.0
-    for crop in crops:
-        part = _main_part(crop.within(probs.box_xyxy), here)
+    for mask in masks:
+        part = _main_part(mask.within(probs.box_xyxy), here)
         if part is None:
             continue
         score = probs.expected_iou(part)
         if score > best_score:
             best, best_score = part, score
-    crop = BoxMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
-    return SliceMask(crop, crop.iou(previous), best_score, float(area_granularity(crop.area_px, bins.size)))
+    mask = BoxMask.of(best, probs.box_xyxy[1], probs.box_xyxy[0])
+    return SliceMask(mask, mask.iou(previous), best_score, float(area_granularity(mask.area_px, bins.size)))
 
 
-def appearance_score(crop: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> float:
+def appearance_score(mask: BoxMask, appearance: np.ndarray, bins: np.ndarray) -> float:
     """The expected IoU of a known mask in its own slice; the scores of matches in other slices are compared with it."""
-    probs = _pixel_probs(crop, appearance, bins)
-    return probs.expected_iou(crop.within(probs.box_xyxy))
+    probs = _pixel_probs(mask, appearance, bins)
+    return probs.expected_iou(mask.within(probs.box_xyxy))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,11 +193,11 @@ def _from_tree(tree: MaskHierarchy, probs: _PixelProbs, area_px: int) -> list[Bo
     return [BoxMask.of(part, box[1], box[0]) for part in (in_set[leaves], in_node)]
 
 
-def deepest_point(crop: BoxMask) -> np.ndarray:
+def deepest_point(mask: BoxMask) -> np.ndarray:
     """(2,) float x and y of the pixel of a mask that is farthest from its outline."""
-    depth = ndimage.distance_transform_edt(np.pad(crop.mask, 1))[1:-1, 1:-1]
+    depth = ndimage.distance_transform_edt(np.pad(mask.mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return np.array([column + crop.box_xyxy[0], row + crop.box_xyxy[1]], float)
+    return np.array([column + mask.box_xyxy[0], row + mask.box_xyxy[1]], float)
 
 
 def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
@@ -207,8 +209,8 @@ def _main_part(mask: np.ndarray, previous: np.ndarray) -> np.ndarray | None:
     return ndimage.binary_fill_holes(parts == largest) if shared[largest] else None
 
 
-def _radius(crop: BoxMask) -> float:
-    return float(np.sqrt(crop.area_px / np.pi))
+def _radius(mask: BoxMask) -> float:
+    return float(np.sqrt(mask.area_px / np.pi))
 
 
 def _grown(box_xyxy: Box, margin: int, size_hw: tuple[int, int]) -> Box:

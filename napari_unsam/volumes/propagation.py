@@ -25,7 +25,7 @@ from unsam_mm.masks.granularity import area_granularity
 _MIN_SCORE = 0.7
 _MIN_AREA = 0.02  # an object ends at this share of its largest area so far, or less
 
-Anchors = Mapping[int, Mapping[int, BoxMask]]
+KnownMasks = Mapping[int, Mapping[int, BoxMask]]
 """The known masks of each object, by label and slice; an empty mask means that the object is not in that slice."""
 
 
@@ -52,18 +52,18 @@ class PropagationSettings:
     ask_engine: bool = False
 
 
-Found = dict[int, SliceMask]
+SliceMasks = dict[int, SliceMask]
 """The masks of one object, by slice."""
 
 
 def propagate(
     plane: Callable[[int], EmbeddedPlane],
     pixels: Callable[[int], np.ndarray],
-    anchors: Anchors,
+    known: KnownMasks,
     z_range: tuple[int, int],
     settings: PropagationSettings = PropagationSettings(),
     progress: Callable[[float, str], None] = lambda fraction, text: None,
-) -> dict[int, Found]:
+) -> dict[int, SliceMasks]:
     """Finds objects in the slices where they are not known yet.
 
     Objects do not overlap: a pixel goes to the object with the largest score; known masks take precedence. Between two
@@ -73,7 +73,7 @@ def propagate(
     Args:
         plane: Returns the analysed slice of an index; called at most twice for each slice.
         pixels: Returns the same slice as an image, (H, W) or (H, W, 3) uint8.
-        anchors: The known masks within the range, at least one that is not empty for each object.
+        known: The known masks within the range, at least one that is not empty for each object.
         z_range: First and last slice, the last exclusive.
         settings: How objects are propagated.
         progress: Called with the fraction done and a description; may raise to cancel.
@@ -82,12 +82,12 @@ def propagate(
         The masks of each object, by label and slice: the known ones, and those of all slices in which it was searched.
     """
     first, last = z_range
-    sweep = _Sweep(plane, pixels, anchors, settings)
-    starts = [z for slices in anchors.values() for z in slices]
-    ways = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
-    total, done = sum(len(zs) for _, zs in ways), 0
+    sweep = _Sweep(plane, pixels, known, settings)
+    starts = [z for slices in known.values() for z in slices]
+    directions = [(+1, range(min(starts), last)), (-1, range(max(starts), first - 1, -1))]
+    total, done = sum(len(zs) for _, zs in directions), 0
     found = []
-    for step, zs in ways:
+    for step, zs in directions:
         tracks: dict[int, _Track] = {}
         for z in zs:
             progress(done / total, f'slice {z}')
@@ -95,7 +95,7 @@ def propagate(
             done += 1
         found.append({label: track.slices for label, track in tracks.items()})
     forward, back = found
-    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in anchors.items()}
+    return {label: _joined(slices, forward.get(label, {}), back.get(label, {})) for label, slices in known.items()}
 
 
 @dataclass(eq=False)
@@ -111,7 +111,7 @@ class _Track:
         is_over: True if the object has ended; it begins again in the next slice where it is known.
     """
 
-    slices: Found
+    slices: SliceMasks
     last: BoxMask
     appearance: np.ndarray
     appearance_score: float
@@ -126,33 +126,34 @@ class _Sweep:
         self,
         plane: Callable[[int], EmbeddedPlane],
         pixels: Callable[[int], np.ndarray],
-        known: Anchors,
+        known: KnownMasks,
         settings: PropagationSettings,
     ) -> None:
         self._plane, self._pixels, self._known, self._settings = plane, pixels, known, settings
 
     def advance(self, tracks: dict[int, _Track], z: int, step: int) -> None:
         """Finds in slice z the objects that have begun before, and begins those that have a known mask there."""
-        here = [label for label, slices in self._known.items() if z in slices]
-        going = [
-            label for label, track in tracks.items() if label not in here and self._is_wanted(label, track, z, step)
+        known_here = [label for label, slices in self._known.items() if z in slices]
+        ongoing = [
+            label
+            for label, track in tracks.items()
+            if label not in known_here and self._is_wanted(label, track, z, step)
         ]
-        if not here and not going:
+        if not known_here and not ongoing:
             return
         embedded, bins = self._plane(z), colour_bins(self._pixels(z))
         ask_engine = self._settings.ask_engine
         matches = {
             label: match_mask(embedded, tracks[label].last, tracks[label].appearance, bins, ask_engine)
-            for label in going
+            for label in ongoing
         }
-        taken = [self._known[label][z] for label in here]
+        taken = [self._known[label][z] for label in known_here]
         for label, match in sorted(matches.items(), key=lambda pair: -pair[1].score):
-            crop = match.crop.without(taken)
-            if crop is not match.crop:
-                match = replace(match, crop=crop, iou=crop.iou(tracks[label].last))
-            self._continue(tracks[label], z, match)
-            taken.append(tracks[label].slices[z].crop)
-        for label in here:
+            mask = match.mask.without(taken)
+            iou = match.iou if mask is match.mask else mask.iou(tracks[label].last)
+            self._continue(tracks[label], z, replace(match, mask=mask, iou=iou, step=step))
+            taken.append(tracks[label].slices[z].mask)
+        for label in known_here:
             self._begin(tracks, label, z, bins)
 
     def _is_wanted(self, label: int, track: _Track, z: int, step: int) -> bool:
@@ -163,31 +164,31 @@ class _Sweep:
         return between or self._settings.direction is not against
 
     def _begin(self, tracks: dict[int, _Track], label: int, z: int, bins: np.ndarray) -> None:
-        crop, earlier = self._known[label][z], tracks.get(label)
+        mask, earlier = self._known[label][z], tracks.get(label)
         slices = {} if earlier is None else earlier.slices
-        granularity = float(area_granularity(crop.area_px, bins.size))
-        slices[z] = SliceMask(crop, 1.0, 1.0, granularity, SliceState.CORRECTED)
-        if crop.area_px:
-            appearance = appearance_of(crop, bins)
-            score = appearance_score(crop, appearance, bins)
-            tracks[label] = _Track(slices, crop, appearance, score, crop.area_px)
+        granularity = float(area_granularity(mask.area_px, bins.size))
+        slices[z] = SliceMask(mask, 1.0, 1.0, granularity, SliceState.CORRECTED)
+        if mask.area_px:
+            appearance = appearance_of(mask, bins)
+            score = appearance_score(mask, appearance, bins)
+            tracks[label] = _Track(slices, mask, appearance, score, mask.area_px)
         elif earlier is not None:
             earlier.is_over = True
 
     def _continue(self, track: _Track, z: int, match: SliceMask) -> None:
         """Continues a track with a match, or ends it."""
-        is_tiny = match.crop.area_px <= _MIN_AREA * track.largest_px
+        is_tiny = match.mask.area_px <= _MIN_AREA * track.largest_px
         is_weak = match.iou < self._settings.min_iou or match.score < _MIN_SCORE * track.appearance_score
         if is_tiny or is_weak:
             granularity = 0.0 if is_tiny else match.granularity
-            track.slices[z] = replace(match, crop=EMPTY, granularity=granularity, state=SliceState.STOPPED)
+            track.slices[z] = replace(match, mask=EMPTY, granularity=granularity, state=SliceState.STOPPED)
             track.is_over = True
         else:
-            track.slices[z], track.last = match, match.crop
-            track.largest_px = max(track.largest_px, match.crop.area_px)
+            track.slices[z], track.last = match, match.mask
+            track.largest_px = max(track.largest_px, match.mask.area_px)
 
 
-def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:
+def _joined(known: Mapping[int, BoxMask], forward: SliceMasks, back: SliceMasks) -> SliceMasks:
     """Joins both directions; between two known slices, masks come from the lower one up to a seam, then the upper."""
     known_zs = sorted(known)
     joined = {z: (forward if z in forward else back)[z] for z in known_zs}
@@ -204,24 +205,24 @@ def _joined(known: Mapping[int, BoxMask], forward: Found, back: Found) -> Found:
     return dict(sorted(joined.items()))
 
 
-def _present(found: Found, z: int) -> SliceMask | None:
-    return found[z] if z in found and found[z].crop.area_px else None
+def _present(found: SliceMasks, z: int) -> SliceMask | None:
+    return found[z] if z in found and found[z].mask.area_px else None
 
 
-def _meeting_slice(gap: range, forward: Found, back: Found, low: SliceMask, high: SliceMask) -> int:
+def _meeting_slice(gap: range, forward: SliceMasks, back: SliceMasks, low: SliceMask, high: SliceMask) -> int:
     """The last slice of a gap whose mask comes from the lower known slice; one before the gap if there is none.
 
     It maximises the product of the IoUs of adjacent slices; in a sum, one bad slice would count too little.
     """
 
-    def log_iou(found: Found, z: int) -> float:
+    def log_iou(found: SliceMasks, z: int) -> float:
         return float(np.log(max(found[z].iou if _present(found, z) else 0.0, 1e-3)))
 
     best, best_score = gap.start - 1, -np.inf
     for seam in range(gap.start - 1, gap.stop):
         below = forward.get(seam, low) if seam >= gap.start else low
         above = back.get(seam + 1, high) if seam + 1 < gap.stop else high
-        across = np.log(max(below.crop.iou(above.crop), 1e-3))
+        across = np.log(max(below.mask.iou(above.mask), 1e-3))
         score = sum(log_iou(forward, z) for z in gap if z <= seam) + sum(log_iou(back, z) for z in gap if z > seam)
         if score + across > best_score:
             best, best_score = seam, score + across

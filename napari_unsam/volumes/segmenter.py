@@ -27,13 +27,13 @@ from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, renum
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
 from napari_unsam.volumes.propagation import (
-    Anchors,
-    Found,
+    KnownMasks,
     PropagationSettings,
+    SliceMasks,
     SliceState,
     propagate,
 )
-from napari_unsam.volumes.slices import SliceAxis, crops_of, mark_ended, object_writes, with_corrections
+from napari_unsam.volumes.slices import SliceAxis, mark_ended, masks_by_label, object_writes, with_corrections
 from napari_unsam.volumes.tracks import TrackTable, track
 from unsam_mm.errors import UnSAMError
 
@@ -83,12 +83,12 @@ class _Run:
     Attributes:
         layer: The layer of objects.
         slicing: The slices.
-        found: The written masks, by label.
+        masks: The written masks, by label and slice.
     """
 
     layer: Labels
     slicing: SliceAxis
-    found: Mapping[int, Found]
+    masks: Mapping[int, SliceMasks]
 
 
 class VolumeSegmenter:
@@ -137,14 +137,14 @@ class VolumeSegmenter:
         return None if target is None or self.axis not in self.axes else SliceAxis(target.plane, self.axis)
 
     @property
-    def strip(self) -> Found:
+    def strip(self) -> SliceMasks:
         """The propagated masks of object `label`, by slice, for the panel's strip of bars; empty if there are none."""
-        return dict(self._run.found.get(self.label, {})) if self._is_run_here() else {}
+        return dict(self._run.masks.get(self.label, {})) if self._is_run_here() else {}
 
     @property
     def labels(self) -> list[int]:
         """The labels of the propagated objects."""
-        return sorted(self._run.found) if self._is_run_here() else []
+        return sorted(self._run.masks) if self._is_run_here() else []
 
     def set_axis(self, axis: int) -> None:
         """Chooses the axis to propagate along."""
@@ -179,9 +179,9 @@ class VolumeSegmenter:
             controller.show_problem('No mask yet; try again when it is shown.')
             return
         label = 0 if self.session.objects is None else int(self.session.objects.selected_label)
-        anchors = self._anchors_here({label})
-        if anchors:
-            self._propagate(anchors, f'propagate object {label}')
+        known = self._masks_here({label})
+        if known:
+            self._propagate(known, f'propagate object {label}')
         else:
             controller.show_problem('No object to propagate: click on one, or select the label of one in this slice.')
 
@@ -189,9 +189,9 @@ class VolumeSegmenter:
         """Propagates all objects of the slice in view, in one run."""
         if not self._is_ready():
             return
-        anchors = self._anchors_here()
-        if anchors:
-            self._propagate(anchors, f'propagate {counted(len(anchors), "object")}')
+        known = self._masks_here()
+        if known:
+            self._propagate(known, f'propagate {counted(len(known), "object")}')
         else:
             self.session.controller.show_problem('There is no object in this slice; commit one first.')
 
@@ -204,13 +204,13 @@ class VolumeSegmenter:
             controller.show_problem(_NOT_CORRECTED)
             return
 
-        def corrected(anchors: dict[int, dict[int, BoxMask]]) -> None:
+        def corrected(known: dict[int, dict[int, BoxMask]]) -> None:
             if run is not self._run or not self._is_run_here():
                 controller.show_problem('Nothing was propagated: another stack was chosen.')
-            elif not anchors:
+            elif not known:
                 controller.show_problem(_NOT_CORRECTED)
             else:
-                self._propagate(anchors, f'propagate {counted(len(anchors), "corrected object")}')
+                self._propagate(known, f'propagate {counted(len(known), "corrected object")}')
 
         controller.run('Finding corrected slices', lambda progress: _corrected(run, progress), corrected)
 
@@ -220,7 +220,9 @@ class VolumeSegmenter:
             return
         session, slicing = self.session, self.slicing
         if as_tracks and self.axis != 0:
-            session.controller.show_problem('Tracks need time to be the first axis; move it there.')
+            session.controller.show_problem(
+                'Tracks follow the first axis of the image; choose it in "Along", or make time the first axis.'
+            )
             return
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
         frame = session.frame
@@ -242,7 +244,7 @@ class VolumeSegmenter:
                 session.controller.show_problem('No object was found; change the level or the minimum size.')
                 return
             name = f'find {counted(len(writes), one)}'
-            actions = [session.writing(name, writes, layer)]
+            actions = [session.make_write_action(name, writes, layer)]
             if table is not None:
                 tracks = self._tracks(table, min(targets), slicing, frame)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
@@ -252,11 +254,11 @@ class VolumeSegmenter:
 
         session.controller.run(f'Finding {kind}', work, done)
 
-    def _anchors_here(self, wanted: Iterable[int] | None = None) -> Anchors:
+    def _masks_here(self, wanted: Iterable[int] | None = None) -> KnownMasks:
         """The masks of the objects in the slice in view; `wanted` limits the labels."""
         layer, slicing = self.session.objects, self.slicing
-        crops = {} if layer is None else crops_of(slicing.labels(layer.data, slicing.current), wanted)
-        return {label: {slicing.current: crop} for label, crop in crops.items()}
+        masks = {} if layer is None else masks_by_label(slicing.labels(layer.data, slicing.current), wanted)
+        return {label: {slicing.current: mask} for label, mask in masks.items()}
 
     def _is_run_here(self) -> bool:
         """True if the last run was along the current slices and wrote into the current layer."""
@@ -282,18 +284,18 @@ class VolumeSegmenter:
     def _targets(self) -> dict[int, Target]:
         return {z: self.session.target_at(self.slicing.index(z)) for z in range(*self._range())}
 
-    def _propagate(self, anchors: Anchors, name: str) -> None:
+    def _propagate(self, known: KnownMasks, name: str) -> None:
         session, slicing, z_range, settings = self.session, self.slicing, self._range(), self.settings
-        before = self._run.found if self._is_run_here() else {}
+        before = self._run.masks if self._is_run_here() else {}
         layer, targets, keep = session.ensure_objects(), self._targets(), session.keep_existing
-        anchors = {label: {z: crop for z, crop in slices.items() if z in targets} for label, slices in anchors.items()}
-        if not all(any(crop.area_px for crop in slices.values()) for slices in anchors.values()):
+        known = {label: {z: mask for z, mask in slices.items() if z in targets} for label, slices in known.items()}
+        if not all(any(mask.area_px for mask in slices.values()) for slices in known.values()):
             session.controller.show_problem(
                 f'Slice {slicing.current} is not among slices {z_range[0]} to {z_range[1] - 1}; widen the range.'
             )
             return
 
-        def work(progress: ProgressCallback) -> tuple[dict[int, Found], list[ObjectWrite]]:
+        def work(progress: ProgressCallback) -> tuple[dict[int, SliceMasks], list[ObjectWrite]]:
             done = 0.0
 
             def report(fraction: float, text: str) -> None:
@@ -305,16 +307,16 @@ class VolumeSegmenter:
                 # The fraction does not change: the number of slices to analyse is not known.
                 return session.controller.planes.embedded(targets[z], lambda _fraction, text: progress(done, text))
 
-            known = with_corrections(anchors, before, slicing, layer.data, targets)
-            found = propagate(plane, lambda z: targets[z].read(), known, z_range, settings, report)
+            all_known = with_corrections(known, before, slicing, layer.data, targets)
+            found = propagate(plane, lambda z: targets[z].read(), all_known, z_range, settings, report)
             mark_ended(found, before, targets)
             return object_writes(found, slicing, layer.data, keep)
 
-        def finished(result: tuple[dict[int, Found], list[ObjectWrite]]) -> None:
+        def finished(result: tuple[dict[int, SliceMasks], list[ObjectWrite]]) -> None:
             found, writes = result
             gone = [
                 label
-                for label, slices in anchors.items()
+                for label, slices in known.items()
                 if not any((slicing.labels(layer.data, z) == label).any() for z in slices)
             ]
             if gone:
@@ -322,7 +324,7 @@ class VolumeSegmenter:
             session.write_objects(name, limited_to_free(writes, layer.data, found) if keep else writes, layer)
             self._run = _Run(layer, slicing, found)
             self.label = self.label if self.label in found else next(iter(found))
-            slices = sum(one.crop.area_px > 0 for one in found[self.label].values())
+            slices = sum(one.mask.area_px > 0 for one in found[self.label].values())
             session.controller.show_info(
                 f'Object {self.label} is in {counted(slices, "slice")}; check slices with low bars. {TO_UNDO}'
                 if len(found) == 1
@@ -373,31 +375,31 @@ def _linked(
     table = track(maps, settings) if as_tracks else None
     objects = link(maps, settings) if table is None else list(table.regions.values())
     parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}
-    crops, writes = [crops_of(labels) for labels in maps], []
+    masks, writes = [masks_by_label(labels) for labels in maps], []
     for label, regions in enumerate(objects, start=1):
         levels = [found[part.z].features['level'].iloc[part.region - 1] for part in regions]
         row = {'level': float(np.mean(levels)), 'score': float(np.mean([part.iou for part in regions]))}
         if label in parents:
             row['parent_id'] = parents[label]
-        writes.append(slicing.to_write(label, {zs[part.z]: crops[part.z][part.region] for part in regions}, row))
+        writes.append(slicing.to_write(label, {zs[part.z]: masks[part.z][part.region] for part in regions}, row))
     return writes, table
 
 
 def _corrected(run: _Run, progress: ProgressCallback) -> dict[int, dict[int, BoxMask]]:
-    """The anchors of the corrected objects of a run: masks that were changed since, and unchanged known masks."""
+    """The known masks of the corrected objects of a run: masks that were changed since, and unchanged known masks."""
     now: dict[int, dict[int, BoxMask]] = {}
-    zs = sorted({z for found in run.found.values() for z in found})
+    zs = sorted({z for masks in run.masks.values() for z in masks})
     for done, z in enumerate(zs):
         progress(done / len(zs), f'slice {z}')
-        now[z] = crops_of(run.slicing.labels(run.layer.data, z), run.found)
-    anchors = {}
-    for label, found in run.found.items():
+        now[z] = masks_by_label(run.slicing.labels(run.layer.data, z), run.masks)
+    known = {}
+    for label, masks in run.masks.items():
         changed = {
-            z: now[z].get(label, EMPTY) for z, one in found.items() if not one.crop.equals(now[z].get(label, EMPTY))
+            z: now[z].get(label, EMPTY) for z, one in masks.items() if not one.mask.equals(now[z].get(label, EMPTY))
         }
         # If all masks were changed, the object was undone or removed rather than corrected.
-        kept = [z for z, one in found.items() if one.crop.area_px and z not in changed]
-        known = {z: one.crop for z, one in found.items() if one.state is SliceState.CORRECTED and z not in changed}
-        if changed and kept and any(crop.area_px for crop in (known | changed).values()):
-            anchors[label] = known | changed
-    return anchors
+        kept = [z for z, one in masks.items() if one.mask.area_px and z not in changed]
+        unchanged = {z: one.mask for z, one in masks.items() if one.state is SliceState.CORRECTED and z not in changed}
+        if changed and kept and any(mask.area_px for mask in (unchanged | changed).values()):
+            known[label] = unchanged | changed
+    return known

@@ -11,8 +11,8 @@ from napari_unsam.model.label_boxes import boxes_in
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.object_write import ObjectWrite
-from napari_unsam.volumes.matching import SliceMask, SliceState
-from napari_unsam.volumes.propagation import Anchors, Found
+from napari_unsam.volumes.matching import SliceState
+from napari_unsam.volumes.propagation import KnownMasks, SliceMasks
 from unsam_mm.masks.granularity import area_granularity
 
 
@@ -46,23 +46,23 @@ class SliceAxis:
         """(H, W) slice z of an array of the image's shape."""
         return replace(self.plane, index=self.index(z)).of(array)
 
-    def to_write(self, label: int, crops: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
+    def to_write(self, label: int, masks: Mapping[int, BoxMask], features: Mapping[str, object]) -> ObjectWrite | None:
         """Combines the masks of an object in several slices; None if all are empty."""
-        crops = {z: crop for z, crop in crops.items() if crop.area_px}
-        if not crops:
+        masks = {z: mask for z, mask in masks.items() if mask.area_px}
+        if not masks:
             return None
-        boxes = np.array([crop.box_xyxy for crop in crops.values()])
+        boxes = np.array([mask.box_xyxy for mask in masks.values()])
         box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
-        slices, first = list(self.plane.slices(box)), min(crops)
-        slices[self.axis] = slice(first, max(crops) + 1)
-        mask = np.zeros([part.stop - part.start for part in slices], bool)
-        planes = np.moveaxis(mask, (self.axis, *self.plane.axes), (-3, -2, -1))[(0,) * (mask.ndim - 3)]
-        for z, crop in crops.items():
-            planes[z - first] = crop.within(box)
-        return ObjectWrite(tuple(slices), mask, label, features, self.plane.axes)
+        slices, first = list(self.plane.slices(box)), min(masks)
+        slices[self.axis] = slice(first, max(masks) + 1)
+        volume = np.zeros([part.stop - part.start for part in slices], bool)
+        planes = np.moveaxis(volume, (self.axis, *self.plane.axes), (-3, -2, -1))[(0,) * (volume.ndim - 3)]
+        for z, mask in masks.items():
+            planes[z - first] = mask.within(box)
+        return ObjectWrite(tuple(slices), volume, label, features, self.plane.axes)
 
 
-def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:
+def masks_by_label(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[int, BoxMask]:
     """Masks of the objects of an (H, W) label map, by label; if `wanted` is given, only those of these labels."""
     wanted = None if wanted is None else set(wanted)
     return {
@@ -73,23 +73,23 @@ def crops_of(labels: np.ndarray, wanted: Iterable[int] | None = None) -> dict[in
 
 
 def with_corrections(
-    anchors: Anchors, found: Mapping[int, Found], slicing: SliceAxis, array: np.ndarray, zs: Iterable[int]
+    known: KnownMasks, last_run: Mapping[int, SliceMasks], slicing: SliceAxis, array: np.ndarray, zs: Iterable[int]
 ) -> dict[int, dict[int, BoxMask]]:
-    """Adds to the anchors the masks of the same objects in slices `zs` that the user has drawn or corrected.
+    """Adds to the known masks those of the same objects in slices `zs` that the user has drawn or corrected.
 
     These are all masks except those that are unchanged since the last run has propagated them.
     """
-    known = {label: dict(slices) for label, slices in anchors.items()}
+    corrected = {label: dict(slices) for label, slices in known.items()}
     for z in zs:
-        for label, crop in crops_of(slicing.labels(array, z), known).items():
-            one = found.get(label, {}).get(z)
-            is_unchanged = one is not None and one.state is SliceState.PROPAGATED and crop.equals(one.crop)
-            if z not in known[label] and not is_unchanged:
-                known[label][z] = crop
-    return known
+        for label, mask in masks_by_label(slicing.labels(array, z), corrected).items():
+            before = last_run.get(label, {}).get(z)
+            is_unchanged = before is not None and before.state is SliceState.PROPAGATED and mask.equals(before.mask)
+            if z not in corrected[label] and not is_unchanged:
+                corrected[label][z] = mask
+    return corrected
 
 
-def mark_ended(found: Mapping[int, Found], last_run: Mapping[int, Found], zs: Iterable[int]) -> None:
+def mark_ended(found: Mapping[int, SliceMasks], last_run: Mapping[int, SliceMasks], zs: Iterable[int]) -> None:
     """Adds an empty mask in each slice where the last run found an object that now ends before this slice."""
     for label, slices in found.items():
         first, last = min(slices), max(slices)
@@ -97,39 +97,42 @@ def mark_ended(found: Mapping[int, Found], last_run: Mapping[int, Found], zs: It
             end = slices[first if z < first else last]
             is_beyond = not first <= z <= last and end.state is SliceState.STOPPED
             if z in zs and is_beyond and one.state is SliceState.PROPAGATED:
-                slices[z] = replace(one, crop=EMPTY, state=SliceState.STOPPED)
+                slices[z] = replace(one, mask=EMPTY, state=SliceState.STOPPED)
 
 
 def object_writes(
-    found: Mapping[int, Found], slicing: SliceAxis, array: np.ndarray, keep_existing: bool
-) -> tuple[dict[int, Found], list[ObjectWrite]]:
+    found: Mapping[int, SliceMasks], slicing: SliceAxis, array: np.ndarray, keep_existing: bool
+) -> tuple[dict[int, SliceMasks], list[ObjectWrite]]:
     """The masks and the objects to write.
 
     If `keep_existing`, propagated masks lose the pixels of existing objects that are not in `found`. In each slice in
     which an object was searched for, its old pixels are erased first, except those of any new mask.
     """
     zs = sorted({z for slices in found.values() for z in slices})
-    before = {z: crops_of(slicing.labels(array, z), found) for z in zs}
+    before = {z: masks_by_label(slicing.labels(array, z), found) for z in zs}
     others = {z: ~np.isin(slicing.labels(array, z), [0, *found]) for z in zs} if keep_existing else {}
-    kept = {
-        label: {
-            z: one if one.state is SliceState.CORRECTED or not keep_existing else _without_taken(one, others[z])
-            for z, one in slices.items()
-        }
-        for label, slices in found.items()
-    }
-    now = {z: [slices[z].crop for slices in kept.values() if z in slices] for z in zs}
+    kept = {label: _without_taken(slices, others) if keep_existing else dict(slices) for label, slices in found.items()}
+    now = {z: [slices[z].mask for slices in kept.values() if z in slices] for z in zs}
     erased, writes = [], []
     for label, slices in kept.items():
         old = {z: before[z][label].without(now[z]) for z in slices if label in before[z]}
-        present = [one for one in slices.values() if one.crop.area_px]
+        present = [one for one in slices.values() if one.mask.area_px]
         features = {'score': float(np.mean([one.score for one in present]))}
         if (erasing := slicing.to_write(0, old, {})) is not None:
             erased.append(replace(erasing, replaces=label))
-        writes.append(slicing.to_write(label, {z: one.crop for z, one in slices.items()}, features))
+        writes.append(slicing.to_write(label, {z: one.mask for z, one in slices.items()}, features))
     return kept, [write for write in (*erased, *writes) if write is not None]
 
 
-def _without_taken(one: SliceMask, taken: np.ndarray) -> SliceMask:
-    crop = one.crop.without([BoxMask(one.crop.box_xyxy, taken[one.crop.slices])])
-    return replace(one, crop=crop, granularity=float(area_granularity(crop.area_px, taken.size)))
+def _without_taken(slices: SliceMasks, taken: Mapping[int, np.ndarray]) -> SliceMasks:
+    """Removes the pixels of other objects, (H, W) bool by slice, from the propagated masks of an object."""
+    kept = dict(slices)
+    for z, one in slices.items():
+        if one.state is not SliceState.CORRECTED:
+            mask = one.mask.without([BoxMask(one.mask.box_xyxy, taken[z][one.mask.slices])])
+            kept[z] = replace(one, mask=mask, granularity=float(area_granularity(mask.area_px, taken[z].size)))
+    for z, one in kept.items():
+        pair = (z, z - one.step)
+        if one.state is SliceState.PROPAGATED and any(kept[at].mask is not slices[at].mask for at in pair):
+            kept[z] = replace(one, iou=one.mask.iou(kept[z - one.step].mask))
+    return kept

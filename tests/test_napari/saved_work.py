@@ -95,11 +95,11 @@ class Session:
     def next_label(self):
         return int(self.ensure_objects().data.max()) + 1
 
-    def writing(self, name, writes):
+    def make_write_action(self, name, writes):
         return _Write(self.ensure_objects(), writes)
 
     def write_objects(self, name, writes):
-        self.history.do(self.writing(name, writes))
+        self.history.do(self.make_write_action(name, writes))
 
     def commit(self, label, box, **features):
         mask = np.random.default_rng(label).random([part.stop - part.start for part in box]) < 0.7

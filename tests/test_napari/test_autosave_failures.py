@@ -397,7 +397,7 @@ def test_an_object_is_never_saved_without_its_row(tmp_path, monkeypatch):
 
     def write_pixels_and_save(*args):
         change = write_pixels(*args)
-        autosave._note(session)
+        autosave._schedule_save(session)
         assert are_pixels_read.wait(30)
         time.sleep(0.1)
         return change

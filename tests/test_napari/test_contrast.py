@@ -28,7 +28,7 @@ def seen(viewer, make_controller, looks, qtbot, monkeypatch, settle):
         looks.append(int(image.max()))
         return colour_tree(image, progress)
 
-    monkeypatch.setattr(image_panel, 'CONTRAST_RESTS_MS', REST_MS)
+    monkeypatch.setattr(image_panel, 'CONTRAST_DELAY_MS', REST_MS)
     session = ViewerSession(viewer, make_controller(embed))
     session.set_image(viewer.add_image(np.stack([data.coins()[:100, :120]] * 2), contrast_limits=(0, 255)))
     viewer.dims.set_point(0, 0)

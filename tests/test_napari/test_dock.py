@@ -101,8 +101,8 @@ def test_prompts_that_go_with_their_image_are_no_action(qtbot, viewer):
 def test_layers_that_go_later_do_go(qtbot, viewer):
     dock = opened(qtbot, viewer)
     qtbot.waitUntil(lambda: len(dock.content.panels) == len(PANELS), timeout=20_000)
-    work = dock.content.panels['LevelsPanel'].work
-    work.show_level(0.5)
+    selector = dock.content.panels['LevelsPanel'].selector
+    selector.show_level(0.5)
     qtbot.waitUntil(lambda: LEVELS_NAME in viewer.layers, timeout=20_000)
     viewer.add_image(data.camera(), name='Another')
     viewer.layers.remove('Coins')

@@ -125,7 +125,7 @@ def test_an_image_without_objects_can_be_saved_as_done(opened, series, session, 
     series.save()
     settle(session.controller)
     assert series.is_done(0)
-    assert series.start() == 1
+    assert series.first_unfinished() == 1
 
 
 @pytest.mark.parametrize('position', [0, 1, 2])
@@ -622,7 +622,7 @@ def test_going_back_from_a_broken_image_keeps_the_open_one_with_its_changes(
     panel.previous_button.click()
     settle(session.controller)
     assert panel.series.is_dirty
-    assert (panel.series.name, panel.series.asked) == ('a.png', 0)
+    assert (panel.series.name, panel.series.requested) == ('a.png', 0)
 
 
 def test_a_folder_that_begins_with_a_broken_image_can_be_walked(qtbot, session, folder, settle):

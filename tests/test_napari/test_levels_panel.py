@@ -45,7 +45,7 @@ def click(button):
 
 
 def press(panel, key):
-    viewer = panel.work.session.viewer
+    viewer = panel.selector.session.viewer
     viewer.keymap[coerce_keybinding(key)](viewer)
 
 
@@ -57,7 +57,7 @@ def test_only_what_can_be_done_can_be_pressed(panel):
 
 
 def test_what_cannot_be_done_is_told(panel, settle, monkeypatch):
-    session = panel.work.session
+    session = panel.selector.session
 
     def fail():
         raise UnSAMError('there is not memory enough')
@@ -84,31 +84,31 @@ def test_every_control_says_what_it_does_and_buttons_leave_the_keyboard_alone(pa
 
 def test_dragging_the_slider_shows_levels_and_auto_and_propose_choose(panel, settle):
     panel.level_slider.setValue(160)
-    settle(panel.work.session.controller)
-    assert panel.work.mode is PreviewMode.LEVEL
+    settle(panel.selector.session.controller)
+    assert panel.selector.mode is PreviewMode.LEVEL
     assert '0.16' in panel.level_label.text()
     panel.level_slider.setValue(700)
     panel.level_slider.setValue(160)
     click(panel.best_button)
-    assert panel.level_label.text() == f'Auto: {len(panel.work.selection)} objects'
+    assert panel.level_label.text() == f'Auto: {len(panel.selector.selection)} objects'
     click(panel.propose_button)
-    assert panel.level_slider.value() == round(1000 * panel.work.level)
+    assert panel.level_slider.value() == round(1000 * panel.selector.level)
 
 
 def test_limits_change_what_is_shown_at_once(panel, settle):
     click(panel.best_button)
-    settle(panel.work.session.controller)
-    count = len(panel.work.selection)
+    settle(panel.selector.session.controller)
+    count = len(panel.selector.selection)
     panel.min_area_box.setValue(2000)
-    assert 0 < len(panel.work.selection) < count
+    assert 0 < len(panel.selector.selection) < count
     panel.max_share_box.setValue(2)
     panel.side_choice.setCurrentIndex(list(Side).index(Side.DARK))
-    assert panel.work.region_filter.side is Side.DARK
-    assert len(panel.work.selection) < count
+    assert panel.selector.region_filter.side is Side.DARK
+    assert len(panel.selector.selection) < count
 
 
 def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
-    session = panel.work.session
+    session = panel.selector.session
     click(panel.best_button)
     settle(session.controller)
     click(panel.accept_button)
@@ -121,7 +121,7 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
     press(panel, 'W')
     assert len(session.objects.features) == count
     press(panel, 'Shift-F')
-    assert panel.work.mode is PreviewMode.SIMILAR
+    assert panel.selector.mode is PreviewMode.SIMILAR
     assert 'matches (similarity ≥ 0.50)' in panel.similar_label.text()
     panel.similarity_slider.setValue(900)
     click(panel.clear_examples_button)
@@ -135,12 +135,12 @@ def test_a_story_of_coins_accepted_split_likened_and_reviewed(panel, settle):
 def test_names_become_linked_layers(panel, settle):
     for name, level in (('coins', 170), ('rows', 590)):
         panel.level_slider.setValue(level)
-        settle(panel.work.session.controller)
+        settle(panel.selector.session.controller)
         panel.name_box.setText(name)
         click(panel.class_button)
     assert panel.classes_label.text().startswith('coins: ')
     click(panel.layers_button)
-    assert {'coins', 'rows'} <= {layer.name for layer in panel.work.session.viewer.layers}
+    assert {'coins', 'rows'} <= {layer.name for layer in panel.selector.session.viewer.layers}
 
 
 @needs_screen

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from napari_unsam.io.coco import read_coco, write_coco
-from napari_unsam.io.formats import FORMATS, holds
+from napari_unsam.io.formats import FORMATS, is_lossless
 from napari_unsam.io.objects import LabelledObjects
 from tests.test_napari.labelled import DRAWN, background_of_one_object, drawn_objects
 from unsam_mm.errors import StoreError
@@ -87,8 +87,8 @@ def test_a_parent_in_a_linked_layer_is_told_with_the_name_of_the_layer(tmp_path)
 )
 def test_a_file_does_not_hold_what_would_not_be_read_back(tmp_path, column, value):
     features = drawn_objects().features
-    assert holds('coco', features)
-    assert not holds('coco', features.assign(**{column: value}))
+    assert is_lossless('coco', features)
+    assert not is_lossless('coco', features.assign(**{column: value}))
 
 
 @pytest.mark.parametrize('value', ['good', np.inf, -np.inf, pd.Timestamp('2026-01-01')])

@@ -45,12 +45,12 @@ class Stack:
             self._planes[z] = NestedPlane(colour_tree(self.images[z], lambda *_: None))
         return self._planes[z]
 
-    def propagate(self, anchors, z_range=None, **settings):
-        anchors = {label: {z: BoxMask.of(mask) for z, mask in slices.items()} for label, slices in anchors.items()}
+    def propagate(self, known, z_range=None, **settings):
+        known = {label: {z: BoxMask.of(mask) for z, mask in slices.items()} for label, slices in known.items()}
         return propagate(
             self.plane,
             self.images.__getitem__,
-            anchors,
+            known,
             z_range or (0, len(self.images)),
             PropagationSettings(**settings),
         )
@@ -62,11 +62,11 @@ def ball():
 
 
 def iou(one, mask):
-    return one.crop.iou(BoxMask.of(mask))
+    return one.mask.iou(BoxMask.of(mask))
 
 
 def present(found):
-    return [z for z, one in found.items() if one.crop.area_px]
+    return [z for z, one in found.items() if one.mask.area_px]
 
 
 def test_an_object_is_followed_both_ways_from_one_slice_to_its_ends(ball):
@@ -84,15 +84,15 @@ def test_the_slice_that_the_user_marked_stays_as_it_is(ball):
 def test_the_slice_where_an_object_ends_is_recorded_and_holds_nothing(ball):
     found = ball.propagate({1: {5: disc(5)}})[1]
     assert [z for z, one in found.items() if one.state is SliceState.STOPPED] == [2, 9]
-    assert found[2].crop.area_px == 0
+    assert found[2].mask.area_px == 0
 
 
 def test_each_slice_tells_its_iou_with_the_one_before_and_its_granularity(ball):
     found = ball.propagate({1: {5: disc(5)}})[1]
-    assert found[6].iou == pytest.approx(found[6].crop.iou(found[5].crop))
-    assert found[4].iou == pytest.approx(found[4].crop.iou(found[5].crop))
+    assert found[6].iou == pytest.approx(found[6].mask.iou(found[5].mask))
+    assert found[4].iou == pytest.approx(found[4].mask.iou(found[5].mask))
     for z in (5, 6):
-        assert found[z].granularity == pytest.approx(1 + np.log10(found[z].crop.area_px / disc(z).size) / 4)
+        assert found[z].granularity == pytest.approx(1 + np.log10(found[z].mask.area_px / disc(z).size) / 4)
 
 
 @pytest.mark.parametrize(('direction', 'expected'), [(Direction.FORWARD, [5, 6, 7, 8]), (Direction.BACK, [3, 4, 5])])
@@ -143,7 +143,7 @@ def test_objects_of_one_run_share_the_slices_and_no_pixel():
     found = stack.propagate({1: {5: disc(5)}, 2: {5: disc(5, other, 50) & ~disc(5)}})
     assert len(stack.asked) == len(set(stack.asked)) + 1  # twice only where both ways begin
     for z in set(present(found[1])) & set(present(found[2])):
-        assert found[1][z].crop.intersection(found[2][z].crop) == 0
+        assert found[1][z].mask.intersection(found[2][z].mask) == 0
     assert len(set(present(found[1])) & set(present(found[2]))) >= 4
 
 
@@ -168,7 +168,7 @@ def test_a_coin_is_found_again_in_a_moved_photo():
         appearance_of(previous, colour_bins(image)),
         colour_bins(moved),
     )
-    assert match.crop.iou(BoxMask.of(np.roll(coin, 3, axis=1))) > 0.8
+    assert match.mask.iou(BoxMask.of(np.roll(coin, 3, axis=1))) > 0.8
     assert match.score > 0.5
 
 
@@ -191,7 +191,7 @@ def test_a_slice_without_a_tree_is_answered_by_its_engine(ball):
     previous = BoxMask.of(disc(5))
     match = match_mask(Tiled(), previous, appearance_of(previous, bins), colour_bins(ball.images[6]))
     assert iou(match, disc(6)) > 0.6
-    assert match.granularity == pytest.approx(1 + np.log10(match.crop.area_px / disc(6).size) / 4)
+    assert match.granularity == pytest.approx(1 + np.log10(match.mask.area_px / disc(6).size) / 4)
 
 
 def test_an_engine_that_is_asked_does_no_harm(ball):

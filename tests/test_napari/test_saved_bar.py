@@ -61,7 +61,7 @@ def test_what_cannot_be_read_is_said_and_can_still_be_discarded(bar, lost, settl
     assert not bar.isHidden()
     assert bar.restore_button.isHidden()
     assert str(folder) in bar.label.text()
-    assert '1 part could not be read' in bar.label.text()
+    assert '1 of the saved prompts and blocks of labels could not be read' in bar.label.text()
     monkeypatch.setattr(bar, 'confirm', lambda title, question: True)
     bar.discard_button.click()
     assert not folder.exists()

@@ -6,7 +6,7 @@ from napari.layers import Tracks
 from skimage.draw import disk
 
 from napari_unsam.volumes.linking import LinkSettings
-from napari_unsam.volumes.slices import crops_of
+from napari_unsam.volumes.slices import masks_by_label
 from napari_unsam.volumes.tracks import track
 
 
@@ -116,11 +116,11 @@ def test_looking_for_divisions_takes_as_many_looks_whatever_the_number_of_cells(
 def test_an_object_with_a_large_label_takes_no_more_memory_than_others():
     labels = np.zeros((64, 64), np.uint32)
     labels[2:5, 3:9], labels[40:50, 40:50], labels[60:, 60:] = 20_000_000, 7, 2**32 - 1
-    crops_of(labels)  # what it calls is compiled once, which takes memory
+    masks_by_label(labels)  # what it calls is compiled once, which takes memory
     tracemalloc.start()
-    crops = crops_of(labels)
+    masks = masks_by_label(labels)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert list(crops) == [7, 20_000_000, 2**32 - 1]
-    assert crops[20_000_000].box_xyxy == (3, 2, 9, 5)
+    assert list(masks) == [7, 20_000_000, 2**32 - 1]
+    assert masks[20_000_000].box_xyxy == (3, 2, 9, 5)
     assert peak_bytes < 2_000_000

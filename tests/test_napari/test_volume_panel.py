@@ -167,7 +167,7 @@ def test_without_an_object_the_user_is_told_what_to_do(panel, session):
     assert is_problem(session, 'click on one')
     panel.slice_button.click()
     assert is_problem(session, 'no object in this slice')
-    panel.work.propagate_again()
+    panel.segmenter.propagate_again()
     assert is_problem(session, 'No slice was corrected')
 
 
@@ -217,6 +217,20 @@ def test_other_objects_keep_their_pixels_unless_the_user_says_otherwise(panel, s
     assert (session.objects.data[3] == 7).sum() < 0.1 * disc(BALL, 3).sum()
 
 
+def test_the_bars_show_the_iou_of_the_masks_without_the_pixels_of_other_objects(panel, session, press):
+    half = disc(BALL, 3)
+    half[:, : BALL[3][1]] = False
+    mark(session, 3, half, 7)
+    mark(session, 2, disc(BALL, 2), 1)
+    press(panel.current_button)
+    strip, masks = panel.segmenter.strip, [BoxMask.of(labels == 1) for labels in session.objects.data]
+    assert masks[3].intersection(BoxMask.of(half)) == 0
+    assert 0.3 < strip[3].iou < 0.6
+    assert strip[1].iou == pytest.approx(masks[1].iou(masks[2]))
+    for z in (3, 4):  # slice 4 is whole, but was propagated from slice 3
+        assert strip[z].iou == pytest.approx(masks[z].iou(masks[z - 1]))
+
+
 def test_slices_mended_by_hand_are_kept_and_the_others_follow(panel, session, press):
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
@@ -226,7 +240,7 @@ def test_slices_mended_by_hand_are_kept_and_the_others_follow(panel, session, pr
     press(panel.again_button)
     assert object_slices(session, 1) == [1, 2, 3]
     assert session.objects.data[3, 24, 23] == 0
-    states = {z: one.state for z, one in panel.work.strip.items()}
+    states = {z: one.state for z, one in panel.segmenter.strip.items()}
     assert states[2] is states[3] is states[4] is SliceState.CORRECTED
     assert states[1] is SliceState.PROPAGATED
 
@@ -236,7 +250,7 @@ def test_slices_marked_before_are_kept_and_tie_the_object_down(panel, session, p
     paint(session, 4, disc({4: (24, 24, 4)}, 4), 1)
     press(panel.current_button)
     assert np.array_equal(session.objects.data[4] == 1, disc({4: (24, 24, 4)}, 4))
-    assert panel.work.strip[4].state is SliceState.CORRECTED
+    assert panel.segmenter.strip[4].state is SliceState.CORRECTED
     assert 3 in object_slices(session, 1)
 
 
@@ -275,15 +289,15 @@ def test_a_stack_in_time_is_gone_through_along_the_chosen_slider(qtbot, viewer, 
     panel = VolumePanel(session)
     qtbot.addWidget(panel)
     assert panel.axis_choice.count() == 2
-    assert panel.work.axis == 1
+    assert panel.segmenter.axis == 1
     box = (slice(1, 2), slice(2, 3), slice(0, SIZE_HW[0]), slice(0, SIZE_HW[1]))
     session.write_objects('mark', [ObjectWrite(box, disc(BALL, 2)[None, None], 1)])
     session.objects.selected_label = 1
     press(panel.current_button)
     assert np.argwhere((session.objects.data == 1).any(axis=(2, 3))).tolist() == [[1, z] for z in (1, 2, 3, 4)]
     viewer.dims.set_point(0, 2)
-    assert panel.work.strip == {}
-    panel.work.set_axis(0)
+    assert panel.segmenter.strip == {}
+    panel.segmenter.set_axis(0)
     press(panel.tracks_button)
     panel.close_session()
 
@@ -301,9 +315,9 @@ def test_the_stack_is_not_read_for_corrections_in_the_thread_of_the_user(panel, 
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
     paint(session, 3, disc({3: (24, 23, 2)}, 3), 0)
-    threads, crops_of = set(), work_module.crops_of
+    threads, masks_by_label = set(), work_module.masks_by_label
     monkeypatch.setattr(
-        work_module, 'crops_of', lambda *args: threads.add(threading.current_thread()) or crops_of(*args)
+        work_module, 'masks_by_label', lambda *args: threads.add(threading.current_thread()) or masks_by_label(*args)
     )
     press(panel.again_button)
     assert threads
@@ -323,7 +337,7 @@ def test_cancel_leaves_everything_as_it_was(panel, session, mailbox):
 def test_the_strip_shows_each_slice_and_brings_it_into_view(qtbot, panel, session, viewer, press):
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
-    assert sorted(panel.work.strip)[:4] == [0, 1, 2, 3]
+    assert sorted(panel.segmenter.strip)[:4] == [0, 1, 2, 3]
     panel.strip.resize(120, 34)
     middle = panel.strip.bar(4).center().toPoint()
     QTest.mouseClick(panel.strip, Qt.MouseButton.LeftButton, pos=QPoint(middle.x(), middle.y()))
@@ -335,7 +349,7 @@ def test_another_image_empties_the_strip(panel, session, viewer, press):
     mark(session, 2, disc(BALL, 2), 1)
     press(panel.current_button)
     session.set_image(viewer.add_image(stack()[:4], scale=(2, 1, 1), translate=(10, 0, 0)))
-    assert panel.work.labels == []
+    assert panel.segmenter.labels == []
     assert panel.last_box.maximum() == 3
     assert not panel.again_button.isEnabled()
 
@@ -353,8 +367,8 @@ def test_whole_stacks_are_found_as_3d_objects_in_one_action(panel, session, pres
 
 
 def test_one_level_of_all_slices_is_joined(panel, session, press):
-    panel.work.automatic(StackSettings(level=0.6, min_area_px=100, max_share=0.5))
-    panel.work.session.controller.cancel()
+    panel.segmenter.automatic(StackSettings(level=0.6, min_area_px=100, max_share=0.5))
+    panel.segmenter.session.controller.cancel()
     panel.level_slider.setValue(600)
     press(panel.automatic_button)
     assert session.objects.features['level'].eq(0.6).all()
@@ -423,16 +437,16 @@ def test_the_likeliest_regions_are_recorded_with_levels_of_their_own(finding, se
 def test_what_is_clicked_is_propagated_once_there_is_a_mask_for_it(panel, session, settle):
     mark(session, 2, disc(BALL, 2), 1)
     session.click((10 + 2 * 2, 24, 54))
-    panel.work.propagate_current()
-    assert not panel.work.labels
+    panel.segmenter.propagate_current()
+    assert not panel.segmenter.labels
     settle(session.controller)
-    assert panel.work.labels == [2]
+    assert panel.segmenter.labels == [2]
 
 
 def test_an_object_that_is_taken_back_while_it_is_propagated_stays_away(panel, session, mailbox, settle):
     session.click((10 + 2 * 2, 24, 54))
     settle(session.controller)
-    panel.work.propagate_current()
+    panel.segmenter.propagate_current()
     session.controller.undo()
     mailbox.open_until(lambda: not session.controller.is_busy)
     assert is_problem(session, 'Nothing was propagated: object')
@@ -442,7 +456,7 @@ def test_an_object_that_is_taken_back_while_it_is_propagated_stays_away(panel, s
 def test_slices_may_be_given_the_other_way_round(panel, session, press):
     panel.first_box.setValue(4)
     panel.last_box.setValue(1)
-    assert panel.work.z_range == (1, 5)
+    assert panel.segmenter.z_range == (1, 5)
 
 
 def test_objects_that_are_corrected_into_each_others_place_take_each_others_pixels(panel, session, press):
@@ -462,9 +476,9 @@ def test_without_a_mask_for_the_prompts_nothing_is_propagated(panel, session):
     mark(session, 2, disc(BALL, 2), 1)
     session.click((10 + 2 * 2, 24, 54))
     session.controller.cancel()
-    panel.work.propagate_current()
+    panel.segmenter.propagate_current()
     assert is_problem(session, 'No mask yet')
-    assert not panel.work.labels
+    assert not panel.segmenter.labels
 
 
 def test_what_is_too_small_is_not_an_object(panel, session, press):
@@ -496,8 +510,8 @@ def strip_of(found, n_slices=5):
     return strip
 
 
-def one(iou, state=SliceState.PROPAGATED, crop=None):
-    return SliceMask(crop or BoxMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
+def one(iou, state=SliceState.PROPAGATED, mask=None):
+    return SliceMask(mask or BoxMask.of(disc(BALL, 2)), iou, 0.9, 0.4, state)
 
 
 def test_a_bar_is_as_high_as_the_agreement(qtbot):
