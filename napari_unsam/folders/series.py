@@ -19,7 +19,7 @@ from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_l
 from napari_unsam.model.frame import full_resolution
 from napari_unsam.model.label_boxes import Slices, blocks, object_boxes
 from napari_unsam.viewer.changes import LayerChanges
-from napari_unsam.viewer.layers import holds_objects, is_of
+from napari_unsam.viewer.layers import belongs_to, holds_objects
 from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, with_parent_renumbered
 from napari_unsam.viewer.workarounds import remove_layers
 from unsam_mm.errors import StoreError, UnSAMError
@@ -44,7 +44,7 @@ class ImageSeries:
     Attributes:
         images: The images.
         position: Position of the open image in the list; None before the first.
-        asked: Position of the image that was requested last, even if it could not be opened; None before the first
+        requested: Position of the image that was requested last, even if it could not be opened; None before the first
             request.
         changed: Emitted when an image was opened, saved, or could not be opened.
     """
@@ -55,7 +55,7 @@ class ImageSeries:
         self._session, self._results = session, results
         self.images = images
         self.position: int | None = None
-        self.asked: int | None = None
+        self.requested: int | None = None
         self._layer: Image | None = None
         self._changes = LayerChanges(session.viewer)
         # Number of changes and fingerprint of each layer, so that unchanged layers are not read again.
@@ -96,7 +96,7 @@ class ImageSeries:
         Unsaved changes are lost: ask the user first if `is_dirty`. If the image is open already, it stays as it is.
         """
         name = self.images.names[position]
-        self.asked = position
+        self.requested = position
         if position == self.position and self._layer in self._session.viewer.layers:
             self.changed.emit()
             return
@@ -223,7 +223,7 @@ class ImageSeries:
     def _layers(self) -> list[Labels]:
         """All layers of objects of the open image; each choice of a channel axis has its own."""
         layers = [] if self._layer is None else self._session.viewer.layers
-        return [layer for layer in layers if holds_objects(layer) and is_of(layer, self._layer)]
+        return [layer for layer in layers if holds_objects(layer) and belongs_to(layer, self._layer)]
 
     def _objects(self, labels: Labels | None) -> LabelledObjects:
         image = self._layer

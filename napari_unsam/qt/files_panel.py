@@ -91,8 +91,8 @@ class FilesPanel(Panel):
 
     def step(self, by: int) -> None:
         """Opens the image `by` positions after the one that was requested last; -1 is the previous image."""
-        if self.series is not None and self.series.asked is not None:
-            self.go(self.series.asked + by)
+        if self.series is not None and self.series.requested is not None:
+            self.go(self.series.requested + by)
 
     def save(self) -> None:
         """Saves the objects of the open image."""
@@ -140,14 +140,14 @@ class FilesPanel(Panel):
     def _show(self) -> None:
         series = self.series
         names = () if series is None else series.images.names
-        position, asked = (None, None) if series is None else (series.position, series.asked)
+        position, requested = (None, None) if series is None else (series.position, series.requested)
         n_done = 0
         for row, name in enumerate(names):
             mark = '✓ ' if series.is_done(row) else '✗ ' if series.is_broken(row) else ''
             self.list.item(row).setText(f'{mark}{name}')
             n_done += series.is_done(row)
         self.list.setCurrentRow(-1 if position is None else position)
-        self.previous_button.setEnabled(bool(asked))
-        self.next_button.setEnabled(asked is not None and asked < len(names) - 1)
+        self.previous_button.setEnabled(bool(requested))
+        self.next_button.setEnabled(requested is not None and requested < len(names) - 1)
         self.save_button.setEnabled(position is not None)
         self.status_label.setText(f'{n_done} of {len(names)} done' if names else 'No folder open')

@@ -196,7 +196,7 @@ def test_what_was_left_of_windows_by_a_process_that_was_killed_is_removed(with_w
 
 def test_a_window_that_is_read_again_outlives_those_that_are_not(with_windows):
     store = EmbeddingStore(with_windows.folder, with_windows.size_bytes - 1, with_windows.windows)
-    store.used(store.windows / 'model-1' / f'{OLD}.npz')
+    store.mark_used(store.windows / 'model-1' / f'{OLD}.npz')
     assert left(store) == ['b', NEW, OLD]
 
 
@@ -205,7 +205,7 @@ def test_a_new_window_makes_the_store_look_at_its_size_and_a_known_one_does_not(
     trim = with_windows.trim
     monkeypatch.setattr(with_windows, 'trim', lambda: (trims.append(1), trim()))
     for _ in range(3):
-        with_windows.used(with_windows.windows / 'model-1' / f'{NEW}.npz')
+        with_windows.mark_used(with_windows.windows / 'model-1' / f'{NEW}.npz')
     assert len(trims) == 1
 
 
@@ -289,9 +289,9 @@ def test_a_stack_cancelled_at_half_goes_on_from_there_and_ends_the_same(store, t
 
 def test_a_stack_is_made_again_for_other_settings_only(store):
     reads = [lambda plane=plane: plane for plane in photo_planes(2)]
-    assert embed_stack(reads, brightness, 'v1', store).made == 2
-    assert embed_stack(reads, brightness, 'v1', store).made == 0
-    assert embed_stack(reads, brightness, 'v2', store).made == 2
+    assert embed_stack(reads, brightness, 'v1', store).analysed == 2
+    assert embed_stack(reads, brightness, 'v1', store).analysed == 0
+    assert embed_stack(reads, brightness, 'v2', store).analysed == 2
 
 
 def test_equal_planes_of_a_stack_are_embedded_once(store):

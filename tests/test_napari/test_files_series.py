@@ -622,7 +622,7 @@ def test_going_back_from_a_broken_image_keeps_the_open_one_with_its_changes(
     panel.previous_button.click()
     settle(session.controller)
     assert panel.series.is_dirty
-    assert (panel.series.name, panel.series.asked) == ('a.png', 0)
+    assert (panel.series.name, panel.series.requested) == ('a.png', 0)
 
 
 def test_a_folder_that_begins_with_a_broken_image_can_be_walked(qtbot, session, folder, settle):

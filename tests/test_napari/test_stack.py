@@ -133,7 +133,7 @@ def test_a_store_without_room_for_the_stack_is_said(on_stack, embedder, settle):
     on_stack.stack.precompute()
     settle(on_stack.controller)
     assert len(embedder.made) < PLANES
-    assert is_problem(on_stack, 'slices only')
+    assert is_problem(on_stack, 'slices fit on disk')
 
 
 def test_only_stacks_have_planes_to_make_ready(viewer, session):
