@@ -53,7 +53,7 @@ def test_clicks_are_answered_in_the_inference_thread(controller, settle, monkeyp
     assert threading.current_thread() not in threads
 
 
-def test_coarser_and_finer_walk_the_masks_and_stop_at_the_ends(controller, click):
+def test_larger_and_smaller_mask_walk_the_masks_and_stop_at_the_ends(controller, click):
     click((0, 0))
     areas = [controller.proposal.area_px]
     for step in (
@@ -66,7 +66,7 @@ def test_coarser_and_finer_walk_the_masks_and_stop_at_the_ends(controller, click
         step()
         areas.append(controller.proposal.area_px)
     assert areas == [12, 24, 24, 12, 4, 4]
-    assert 'finest' in controller.status.text
+    assert 'smallest' in controller.status.text
 
 
 def test_granularity_slides_along_the_regions_under_the_click(controller, click):
@@ -197,7 +197,7 @@ def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, s
 
 def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, click, settle):
     click((0, 0))
-    controller.history.do(controller.next_object(controller.prompts_here))
+    controller.history.do(controller.next_object_action(controller.prompts_here))
     assert controller.prompts == Prompts(object_id=2)
     assert controller.proposal is None
     click((3, 0))
