@@ -56,7 +56,7 @@ def main() -> None:
         )
         print(f'results identical: {same}')
         clicked.click_meanwhile()
-    if not same or report.made != len(planes) - len(planes) // 2:
+    if not same or report.analysed != len(planes) - len(planes) // 2:
         raise SystemExit(1)
 
 
@@ -84,7 +84,7 @@ class Stack:
             report = self._embedder.stack(self._targets, progress, kept.append)
         except StoppedAtHalf:
             name = f'{name} (stopped)'
-        made = len(kept) if report is None else report.made
+        made = len(kept) if report is None else report.analysed
         print(f'{name}: {made} planes made in {time.perf_counter() - started_s:.1f} s')
         return report
 

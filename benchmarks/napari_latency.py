@@ -184,7 +184,7 @@ def click_times_s(controller: SegmentationController, session: ViewerSession, n_
         times_s['click to outline'].append(time.perf_counter() - start_s)
         QApplication.processEvents()
         times_s['... and drawn'].append(time.perf_counter() - start_s)
-        for what, act in (('J/K step', controller.coarser), ('slide', lambda: controller.slide(-1))):
+        for what, act in (('J/K step', controller.larger_mask), ('slide', lambda: controller.step_region(-1))):
             start_s = time.perf_counter()
             act()
             times_s[what].append(time.perf_counter() - start_s)

@@ -39,39 +39,39 @@ def build_parser() -> argparse.ArgumentParser:
         '--level',
         type=_level,
         metavar='auto|0..1',
-        help='of the tree; auto: the best masks of any size; a number: the regions of one level, 0 being the finest '
+        help='for the engine tree: level of the regions in [0, 1], 0 is the finest; auto: the best regions of any size '
         '(default: auto)',
     )
     batch.add_argument(
         '--granularity',
         type=_level,
         metavar='auto|0..1',
-        help='of the model; auto: the best masks of any size; a number: the largest masks whose granularity is at '
-        'most this, 1 being the whole image and a quarter less a tenth of the area (default: auto)',
+        help='for the engine model: the largest masks up to this granularity in [0, 1]; 1 is the whole image, and 0.25 '
+        'less is a tenth of the area; auto: the best masks of any size (default: auto)',
     )
     batch.add_argument(
         '--side',
         default=settings.side,
         choices=SIDES,
-        help='objects are brighter or darker than around them (default: %(default)s)',
+        help='brightness of objects relative to their surroundings (default: %(default)s)',
     )
     batch.add_argument(
         '--min-area',
         dest='min_area_px',
-        type=partial(_whole, least=1),
+        type=partial(_integer, least=1),
         default=settings.min_area_px,
         metavar='PX',
         help='smaller objects are left out (default: %(default)s)',
     )
     batch.add_argument(
         '--channel',
-        type=partial(_whole, least=0),
+        type=partial(_integer, least=0),
         default=settings.channel,
         metavar='N',
         help='channel to use, from 0 (default: %(default)s)',
     )
     batch.add_argument(
-        '--link', action='store_true', help='objects in neighbouring planes of a stack or movie that overlap are one'
+        '--link', action='store_true', help='link overlapping objects in neighbouring planes of a stack or movie'
     )
     batch.add_argument(
         '--format',
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     batch.add_argument(
         '--workers',
-        type=partial(_whole, least=1),
+        type=partial(_integer, least=1),
         default=1,
         metavar='N',
         help='processes, about 1 GB each (default: %(default)s)',
@@ -147,7 +147,7 @@ def _level(text: str) -> float | None:
     return value
 
 
-def _whole(text: str, least: int) -> int:
+def _integer(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:

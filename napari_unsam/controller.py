@@ -35,7 +35,7 @@ T = TypeVar('T')
 
 NO_IMAGE = 'Choose an image to begin.'
 HINT = f'{KEYS["coarser"].key}: larger mask, {KEYS["finer"].key}: smaller mask, {KEYS["commit"].key}: commit.'
-_NO_FIT = f'One pixel has object and background clicks. Remove one of them ({KEYS["undo"].key}: undo).'
+_CONTRADICTORY = f'One pixel has object and background clicks. Remove one of them ({KEYS["undo"].key}: undo).'
 _ONLY_NEGATIVE = 'There are only background clicks. Click on the object, or draw a box around it.'
 _NOT_COMMITTED = 'Commit cancelled: slice or prompts changed.'
 _HISTORY_IS_CUT = (
@@ -93,7 +93,7 @@ class SegmentationController:
         self.history.changed.connect(self.state_changed.emit)
         self._prompts: dict[Hashable, Prompts] = {}
         self._no_target = NO_IMAGE
-        # A question, see `_question`, and the function to call once its masks are predicted.
+        # The function to call after a prediction, and the key of that prediction, see `_prediction_key`.
         self._waiting: tuple[Hashable, Callable[[], None]] | None = None
         self._is_quiet = False
 
@@ -133,9 +133,9 @@ class SegmentationController:
         lanes = (Lane.TASK, Lane.LONG, Lane.PLANE, *([Lane.CLICK] if in_tiles else []))
         return next(filter(None, map(self._jobs.name, lanes)), None)
 
-    def runs(self, name: str) -> bool:
+    def has_job(self, name: str) -> bool:
         """True if a job of that name runs or waits."""
-        return self._jobs.holds(name)
+        return self._jobs.has_job(name)
 
     @property
     def is_loading(self) -> bool:
@@ -143,7 +143,7 @@ class SegmentationController:
         return self._jobs.name(Lane.IDLE) is not None
 
     @property
-    def is_answering(self) -> bool:
+    def is_predicting(self) -> bool:
         """True if the masks for the prompts in view are not predicted yet."""
         return self._jobs.name(Lane.CLICK) == _PREDICTING
 
@@ -242,7 +242,7 @@ class SegmentationController:
         self.planes.forget(target)
         self.embedding = target
         name = f'Analysing "{target.name}"'
-        self._jobs.start(Lane.PLANE, name, partial(self.planes.embedded, target), partial(self._embedded, target))
+        self._jobs.start(Lane.PLANE, name, partial(self.planes.get_or_embed, target), partial(self._embedded, target))
         self.progress_changed.emit(0.0, 'Starting')
         self.show_info(f'{name} ...')
 
@@ -313,8 +313,8 @@ class SegmentationController:
         if prompts != self.prompts:
             self.history.do(self._prompts_change(name, prompts))
 
-    def put_prompts(self, source: Hashable, prompts: Prompts) -> None:
-        """Sets the prompts on an image without an entry in the history, for example after a restart."""
+    def set_prompts_without_undo(self, source: Hashable, prompts: Prompts) -> None:
+        """Sets the prompts on an image without an action in the history."""
         self._prompts[source] = prompts
         if self.target is not None and source == self.target.source:
             self._predict()
@@ -325,7 +325,7 @@ class SegmentationController:
         if self.target is not None:
             self.set_prompts(self.prompts.without(on_plane(self.prompts, self.target.plane)), 'clear prompts')
 
-    def next_object(self, done: Prompts, pending: PendingObject | None = None) -> Action:
+    def next_object_action(self, done: Prompts, pending: PendingObject | None = None) -> Action:
         """The action that starts the next object.
 
         Args:
@@ -356,22 +356,24 @@ class SegmentationController:
         if polarity is not self.polarity:
             self.history.do(Change('switch click type', self._put_polarity, self.polarity, polarity))
 
-    def restoring_prompts(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
+    def restore_action(self, source: Hashable, prompts: Prompts, polarity: Polarity) -> Action:
         """The action that replaces the prompts of an image and the polarity, for example after a restart."""
-        change_prompts = Change('prompts', partial(self.put_prompts, source), self.prompts_of(source), prompts)
+        change_prompts = Change(
+            'prompts', partial(self.set_prompts_without_undo, source), self.prompts_of(source), prompts
+        )
         change_polarity = Change('polarity', self._put_polarity, self.polarity, polarity)
         return ActionGroup('restore prompts', [change_prompts, change_polarity])
 
-    def coarser(self) -> None:
+    def larger_mask(self) -> None:
         """Shows the next larger mask."""
         self._step(1)
 
-    def finer(self) -> None:
+    def smaller_mask(self) -> None:
         """Shows the next smaller mask."""
         self._step(-1)
 
-    def slide(self, steps: int) -> None:
-        """Shows a coarser region under the prompts for positive steps, a finer one for negative steps.
+    def step_region(self, steps: int) -> None:
+        """Shows a larger region under the prompts for positive steps, a smaller one for negative steps.
 
         Without regions, as on planes in tiles, it searches the next larger or smaller mask.
         """
@@ -382,7 +384,7 @@ class SegmentationController:
             self._choose(self.candidates.stepped_in_chain(steps))
         else:
             prompt = plane_prompt(self.prompts_here, self.target.plane)
-            self._search(partial(self.plane.beyond, prompt, shown.area_px, steps), _last_mask(steps))
+            self._search(partial(self.plane.next_by_area, prompt, shown.area_px, steps), _last_mask(steps))
 
     def set_granularity(self, granularity: float) -> None:
         """Shows the region or mask under the prompts whose granularity is nearest to a number in [0, 1]."""
@@ -395,28 +397,28 @@ class SegmentationController:
             area_px = granularity_area(granularity, np.prod(plane.size_hw))
             self._search(lambda _: plane.answer(*prompt.parts, area_px), _NO_MASK_FOUND)
 
-    def when_answered(self, call: Callable[[], None]) -> None:
+    def after_prediction(self, call: Callable[[], None]) -> None:
         """Calls a function once the masks for the prompts in view are predicted; never if the prompts change first."""
         call = self.reporting(call)
         if self.prompts_here and self.plane is None and self.embedding == self.target:
-            self._waiting = self._question(), call
+            self._waiting = self._prediction_key(), call
             self.show_info('Waiting for the mask.')
         else:
             self._once_predicted(call)
 
     def _once_predicted(self, call: Callable[[], None]) -> None:
-        if self.is_answering:
-            self._waiting = self._question(), call
+        if self.is_predicting:
+            self._waiting = self._prediction_key(), call
         else:
             call()
 
     def _call_waiting(self) -> None:
         """Calls the function that waits for the masks of the prompts in view, if there is one."""
-        if self._waiting is not None and self._waiting[0] == self._question():
+        if self._waiting is not None and self._waiting[0] == self._prediction_key():
             (_, call), self._waiting = self._waiting, None
             call()
 
-    def _question(self) -> Hashable:
+    def _prediction_key(self) -> Hashable:
         """What the candidates depend on: the plane, the version of its pixels and model, the prompts."""
         if self.target is None:
             return None
@@ -443,12 +445,12 @@ class SegmentationController:
     def _choose(self, candidates: Candidates) -> None:
         """Shows another candidate, as an action of the user."""
         before, after = self.candidates.selection, candidates.selection
-        if self.is_answering:
+        if self.is_predicting:
             self._show(candidates)  # only until the new masks are predicted, so not in the history
         elif after != before:
-            question = self._question()
-            select = partial(self._select, question)
-            self.history.do(Change('choose mask', select, before, after, merge_key=('choose mask', question)))
+            key = self._prediction_key()
+            select = partial(self._select, key)
+            self.history.do(Change('choose mask', select, before, after, merge_key=('choose mask', key)))
 
     def _show(self, candidates: Candidates, is_quiet: bool = False) -> None:
         self.candidates = candidates
@@ -458,24 +460,26 @@ class SegmentationController:
             self.show_info(HINT)
         self.proposal_changed.emit()
 
-    def _select(self, question: Hashable, selection: Selection | None) -> None:
-        """Shows a mask of the candidates for a question once they are predicted, unless the question has changed."""
+    def _select(self, key: Hashable, selection: Selection | None) -> None:
+        """Shows a mask of the candidates once they are predicted, unless `_prediction_key` has changed by then."""
         is_quiet = self._is_quiet
 
         def show() -> None:
             if len(self.candidates):
                 self._show(self.candidates.with_selection(selection), is_quiet)
 
-        if selection is not None and question == self._question():
+        if selection is not None and key == self._prediction_key():
             self._once_predicted(show)
 
     def _prompts_change(self, name: str, after: Prompts) -> Action:
         """The action that replaces the prompts on the image; undone, it also shows the mask that was shown before."""
-        select = Change(name, partial(self._select, self._question()), self.candidates.selection, None)
-        return ActionGroup(name, [select, Change(name, partial(self._put, self.target.source), self.prompts, after)])
+        select = Change(name, partial(self._select, self._prediction_key()), self.candidates.selection, None)
+        return ActionGroup(
+            name, [select, Change(name, partial(self._put_prompts, self.target.source), self.prompts, after)]
+        )
 
-    def _put(self, source: Hashable, prompts: Prompts) -> None:
-        self.put_prompts(source, prompts)
+    def _put_prompts(self, source: Hashable, prompts: Prompts) -> None:
+        self.set_prompts_without_undo(source, prompts)
         here = self.target is not None and source == self.target.source
         if here and self.plane is None and self.embedding != self.target and self.prompts_here:
             self.embed()
@@ -491,10 +495,10 @@ class SegmentationController:
             self.candidates = NO_CANDIDATES
         self.show_info(f'"{target.name}" is ready. Click on an object.')
         self._predict()
-        if self._waiting is not None and self._waiting[0] != self._question():
+        if self._waiting is not None and self._waiting[0] != self._prediction_key():
             self._waiting = None
             self.show_problem(_NOT_COMMITTED)
-        elif not self.is_answering:
+        elif not self.is_predicting:
             self._call_waiting()
 
     def _failed(self, reason: str) -> None:
@@ -504,29 +508,29 @@ class SegmentationController:
 
     def _predict(self) -> None:
         """Predicts the masks for the prompts in view; if that is not possible, drops the previous masks."""
-        if self.is_answering:
+        if self.is_predicting:
             self._waiting = None
         plane, here = self.plane, self.prompts_here
         if plane is not None and here:
             prompt = plane_prompt(here, self.target.plane)
-            if prompt.can_be_asked and not prompt.is_contradictory:
-                self._ask(plane, prompt)
+            if prompt.has_positive and not prompt.is_contradictory:
+                self._start_prediction(plane, prompt)
                 return
-            self.status = Status(_NO_FIT if prompt.can_be_asked else _ONLY_NEGATIVE, is_problem=True)
+            self.status = Status(_CONTRADICTORY if prompt.has_positive else _ONLY_NEGATIVE, is_problem=True)
         self._jobs.cancel(Lane.CLICK)
         self.candidates = NO_CANDIDATES
         self.proposal_changed.emit()
         self.state_changed.emit()
 
-    def _ask(self, plane: EmbeddedPlane, prompt: PlanePrompt) -> None:
+    def _start_prediction(self, plane: EmbeddedPlane, prompt: PlanePrompt) -> None:
         """Predicts masks, on planes in tiles the best one first. Replaces the prediction for earlier prompts."""
         in_tiles, is_quiet = plane.hierarchy is None, self._is_quiet
 
         def predict(max_masks: int, _progress: ProgressCallback) -> Candidates:
             masks = plane.answer(*prompt.parts, mask=prompt.mask, max_masks=max_masks)
-            return Candidates.of_answers(masks, plane.chain(*prompt.parts), plane.hierarchy)
+            return Candidates.from_masks(masks, plane.chain(*prompt.parts), plane.hierarchy)
 
-        def answered(candidates: Candidates) -> None:
+        def predicted(candidates: Candidates) -> None:
             self._show(candidates, is_quiet)
             if in_tiles:
                 work = partial(predict, MAX_MASKS)
@@ -534,7 +538,7 @@ class SegmentationController:
             self._call_waiting()
 
         work = partial(predict, 1 if in_tiles else MAX_MASKS)
-        self._jobs.start(Lane.CLICK, _PREDICTING, work, answered)
+        self._jobs.start(Lane.CLICK, _PREDICTING, work, predicted)
 
     def _add_candidates(self, candidates: Candidates) -> None:
         shown = self.candidates.shown  # not always the first mask: the user may have stepped on
@@ -546,7 +550,7 @@ class SegmentationController:
 
         def done(found: list[BoxMask]) -> None:
             if found:
-                self._choose(self.candidates.with_exact(found[0]))
+                self._choose(self.candidates.with_other_mask(found[0]))
             else:
                 self.show_info(not_found)
 
@@ -554,4 +558,4 @@ class SegmentationController:
 
 
 def _last_mask(direction: int) -> str:
-    return f'This is the {"coarsest" if direction > 0 else "finest"} mask.'
+    return f'This is the {"largest" if direction > 0 else "smallest"} mask.'

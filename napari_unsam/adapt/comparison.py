@@ -83,7 +83,7 @@ def compare(
     from unsam_mm.student.weights import packaged_weights
 
     rows, columns = window
-    has_prompt = prompt is not None and prompt.can_be_asked
+    has_prompt = prompt is not None and prompt.has_positive
     find = (lambda engine: _answer(engine, prompt, rows.start, columns.start)) if has_prompt else _objects
     progress(0.0, 'Reading the slice')
     engine = RegionEngine.from_file(packaged_weights('unsam_s'))
@@ -112,12 +112,12 @@ def _answer(engine: Engine, prompt: PlanePrompt, top: int, left: int) -> np.ndar
 
 
 def _objects(engine: Engine) -> np.ndarray:
-    """(h, w) labels of the best masks of the window without overlaps, see `flattened`."""
+    """(h, w) labels of the best masks of the window without overlaps, see `disjoint_labels`."""
     masks, _ = engine.all_masks(_MAX_MASKS, _MIN_AREA_PX, _POINTS_PER_SIDE, _MAX_IOU)
-    return flattened(masks)
+    return disjoint_labels(masks)
 
 
-def flattened(masks: MaskSet) -> np.ndarray:
+def disjoint_labels(masks: MaskSet) -> np.ndarray:
     """(H, W) uint32 labels without overlaps; large masks, and masks that are mostly covered by better ones, are left out."""
     small = np.flatnonzero(masks.areas <= _LARGEST_SHARE * np.prod(masks.size_hw))
     return draw_disjoint(masks[small], _MAX_COVERED)[0]

@@ -83,7 +83,7 @@ class EmbeddingStore:
             arrays = load_arrays(path, _KIND)
         except StoreError as error:
             logger.warning('dropped a damaged embedding: %s', error)
-            _drop(path)
+            _delete(path)
             return None
         _touch(path)
         return arrays
@@ -107,7 +107,7 @@ class EmbeddingStore:
         save_arrays(path, _KIND, dict(arrays))
         self.trim()
 
-    def used(self, tile: Path) -> None:
+    def mark_used(self, tile: Path) -> None:
         """Marks a file in `tiles` as used now; the first use in this session also calls `trim`."""
         _touch(tile)
         if tile not in self._tiles_used:
@@ -122,7 +122,7 @@ class EmbeddingStore:
             if excess <= 0:
                 break
             excess -= size
-            _drop(path)
+            _delete(path)
         for folder in (self.folder, self.tiles):
             if folder is not None:
                 remove_leftovers(folder)
@@ -151,12 +151,12 @@ class StackReport:
     Attributes:
         keys: Keys of the planes, in their order; equal planes have equal keys. If the store became full, the last ones
             are missing.
-        made: Number of planes analysed now; the others were stored before.
+        analysed: Number of planes analysed now; the others were stored before.
         stored: Number of planes that are in the store now.
     """
 
     keys: tuple[str, ...]
-    made: int
+    analysed: int
     stored: int
 
 
@@ -184,7 +184,7 @@ def embed_stack(
     Raises:
         StoreError: If an embedding cannot be stored.
     """
-    keys, made = [], 0
+    keys, n_analysed = [], 0
     for number, read in enumerate(reads):
         inner = part_of(progress, number, len(reads), f'slice {number + 1} of {len(reads)}: ')
         inner(0.0, 'reading')
@@ -194,16 +194,16 @@ def embed_stack(
         # `load` also detects damage, and marks the entry as used, so that planes of this stack are deleted last.
         if store.load(key) is None:
             store.save(key, embed(pixels, inner))
-            made += 1
+            n_analysed += 1
         if keys[0] not in store:
             break
         on_stored(number)
     else:
         progress(1.0, 'all slices are analysed')
-    return StackReport(tuple(keys), made, sum(key in store for key in keys))
+    return StackReport(tuple(keys), n_analysed, sum(key in store for key in keys))
 
 
-def _drop(path: Path) -> None:
+def _delete(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

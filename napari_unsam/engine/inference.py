@@ -126,7 +126,7 @@ class InferenceThread:
         job = self._latest.get(lane)
         return None if job is None else job.name
 
-    def holds(self, name: str) -> bool:
+    def has_job(self, name: str) -> bool:
         """True if a job of that name runs or waits."""
         return name in self._tasks or any(job.name == name for job in self._latest.values())
 
@@ -187,7 +187,7 @@ class InferenceThread:
                 # A daemon thread, so that a running model does not keep a closed application alive.
                 self._thread = threading.Thread(target=self._run, name='unsam-inference', daemon=True)
                 self._thread.start()
-                atexit.register(_end, weakref.ref(self))
+                atexit.register(_close_at_exit, weakref.ref(self))
             self._wake.notify()
 
     def _cancel_lane(self, lane: Lane) -> None:
@@ -201,16 +201,16 @@ class InferenceThread:
                 self._wake.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-                job = self._take(len(Lane))
+                job = self._pop_urgent(len(Lane))
             if job is not None:
-                self._work(job)
+                self._run_job(job)
 
-    def _take(self, below: int) -> _Job | None:
+    def _pop_urgent(self, below: int) -> _Job | None:
         """Removes and returns the most urgent waiting job of the lanes below a number; the caller holds the lock."""
         lane = min(self._waiting, default=below)
         return None if lane >= below else self._waiting.pop(lane)
 
-    def _work(self, job: _Job) -> None:
+    def _run_job(self, job: _Job) -> None:
         report, result, failure = self._reporter(job), None, None
         try:
             with reporting(report):
@@ -222,9 +222,9 @@ class InferenceThread:
         except Exception as error:  # no failure of a model or a file ends the thread
             logger.exception('a job of the inference thread failed')
             failure = describe_error(error)
-        self._deliver(partial(self._ended, job, result, failure))
+        self._deliver(partial(self._finish, job, result, failure))
 
-    def _ended(self, job: _Job, result: Any, failure: str | None) -> None:
+    def _finish(self, job: _Job, result: Any, failure: str | None) -> None:
         if job.cancelled.is_set():  # cancelled while its result was being delivered
             return
         with self._wake:
@@ -268,13 +268,13 @@ class InferenceThread:
             return  # a worker thread of the model
         while True:
             with self._wake:
-                urgent = self._take(job.lane)
+                urgent = self._pop_urgent(job.lane)
             if urgent is None:
                 return
-            self._work(urgent)
+            self._run_job(urgent)
 
 
-def _end(thread: weakref.ref[InferenceThread]) -> None:
+def _close_at_exit(thread: weakref.ref[InferenceThread]) -> None:
     """Ends the thread before the interpreter exits; a thread that still runs then would abort the process."""
     if (alive := thread()) is not None:
         alive.close(_EXIT_S)

@@ -19,7 +19,7 @@ import numpy as np
 
 from napari_unsam.engine.embeddings import EmbeddingStore, StackReport, embed_stack, plane_key
 from napari_unsam.engine.inference import InferenceSettings, ProgressCallback, report_progress, reporting
-from napari_unsam.model.mask import BoxMask, found_mask
+from napari_unsam.model.mask import BoxMask, predicted_mask
 from napari_unsam.model.plane_prompts import PlanePrompt
 from napari_unsam.model.targets import Target
 from unsam_mm.errors import ImageError, StoreError, UnSAMError
@@ -42,7 +42,7 @@ _TILE_PX = 1024
 _MAX_TILES = 8  # in memory, 40 to 80 MB each
 _CACHED_PX = 64_000_000  # limit for all planes in memory, which need about 15 bytes per pixel
 _STEPS_PER_DECADE = 8  # steps of the wheel for a factor of ten in area, on planes in tiles
-_SPECK_HW = (16, 128)  # the ViT scales every image to the same longer side, so a narrow image is fast
+_WARM_UP_HW = (16, 128)  # the ViT scales every image to the same longer side, so a narrow image is fast
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
 _NOT_IN_TILES = f'Slices above {TILED_FROM_PX} px are analysed in tiles around clicks and cannot be precomputed.'
 _TORCH_LIBRARIES = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # the largest one, on Linux and macOS
@@ -113,7 +113,7 @@ class EmbeddedPlane:
         found = [(crop, float(score)) for crop, score in zip(crops, scores, strict=True) if crop.bitmap.any()]
         return [self._box_mask(crop, score) for crop, score in found[:max_masks]]
 
-    def beyond(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
+    def next_by_area(self, prompt: PlanePrompt, area_px: int, steps: int, progress: ProgressCallback) -> list[BoxMask]:
         """The next mask for a prompt that is larger than an area (positive steps) or smaller (negative steps), if any.
 
         For prompts without nodes of a tree, as on planes in tiles; call it in the inference thread.
@@ -143,7 +143,7 @@ class EmbeddedPlane:
 
     def _box_mask(self, crop: MaskCrop, score: float) -> BoxMask:
         if self.hierarchy is not None:
-            return found_mask(self.hierarchy, crop.bitmap, crop.left, crop.top, score)
+            return predicted_mask(self.hierarchy, crop.bitmap, crop.left, crop.top, score)
         return BoxMask(crop.box_xyxy, crop.bitmap, float(area_granularity(crop.area, np.prod(self.size_hw))), score)
 
 
@@ -178,7 +178,7 @@ class PlaneCache:
                 self._planes.move_to_end(target)
             return self._planes.get(target)
 
-    def embedded(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
+    def get_or_embed(self, target: Target, progress: ProgressCallback) -> EmbeddedPlane:
         """A plane, from memory or analysed now; call it in the inference thread."""
         plane = self.get(target)
         if plane is not None:
@@ -238,7 +238,7 @@ class PlaneEmbedder:
             if self._engine is None:
                 progress(0.0, 'Loading the model')
             engine = self._copy()
-            return self._tiled(engine, target) if _is_in_tiles(target) else self._whole(engine, target)
+            return self._embed_tiled(engine, target) if _is_in_tiles(target) else self._embed_whole(engine, target)
 
     def stack(
         self, targets: Sequence[Target], progress: ProgressCallback, on_stored: Callable[[int], None]
@@ -283,15 +283,15 @@ class PlaneEmbedder:
         """Loads the engine and runs it on a small image, which compiles its functions."""
         engine = self._copy()
         report_progress(0.0, 'Loading the model')  # lets a waiting click go first
-        engine.set_image(np.random.default_rng(0).integers(0, 256, (*_SPECK_HW, 3), np.uint8))
-        EmbeddedPlane(engine, engine.hierarchy).answer(np.array([_SPECK_HW[::-1]]) // 2, np.ones(1, int))
+        engine.set_image(np.random.default_rng(0).integers(0, 256, (*_WARM_UP_HW, 3), np.uint8))
+        EmbeddedPlane(engine, engine.hierarchy).answer(np.array([_WARM_UP_HW[::-1]]) // 2, np.ones(1, int))
 
     def _copy(self) -> Engine:
         if self._engine is None:
             self._engine = self._build(weights=None)
         return copy.copy(self._engine)
 
-    def _whole(self, engine: Engine, target: Target) -> EmbeddedPlane:
+    def _embed_whole(self, engine: Engine, target: Target) -> EmbeddedPlane:
         rgb = _rgb_of(target)
         if self._store is None:
             engine.set_image(rgb)
@@ -312,7 +312,7 @@ class PlaneEmbedder:
             self._store, self._no_store = None, f'Embeddings are no longer stored: {error}'
         return EmbeddedPlane(engine, engine.hierarchy)
 
-    def _tiled(self, engine: Engine, target: Target) -> EmbeddedPlane:
+    def _embed_tiled(self, engine: Engine, target: Target) -> EmbeddedPlane:
         from unsam_mm.prompting import TiledEngine
         from unsam_mm.prompting.planes import LazyPlane
 
@@ -321,7 +321,7 @@ class PlaneEmbedder:
         if self._store is None:
             tiled.set_plane(plane)
         else:
-            tiled.set_plane(plane, self._store.tiles / self._signature(), self._store.used)
+            tiled.set_plane(plane, self._store.tiles / self._signature(), self._store.mark_used)
         return EmbeddedPlane(tiled, None)
 
     def _signature(self) -> str:

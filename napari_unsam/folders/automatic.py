@@ -11,7 +11,7 @@ import pandas as pd
 
 from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 from napari_unsam.model.mask import draw_disjoint
 from napari_unsam.volumes.linking import link
 from unsam_mm.errors import UnSAMError
@@ -22,7 +22,7 @@ from unsam_mm.masks.granularity import area_granularity
 if TYPE_CHECKING:
     from unsam_mm.prompting.engine import Engine
 
-ENGINES, SIDES = ('tree', 'model'), tuple(side.name.lower() for side in Side)
+ENGINES, SIDES = ('tree', 'model'), tuple(one.name.lower() for one in Brightness)
 
 _MAX_MASKS = 2000
 _COLUMNS = ('index', 'granularity', 'score', 'stability')
@@ -82,7 +82,7 @@ class AutomaticObjects:
 
     def __init__(self, settings: AutomaticSettings, device: str = 'auto') -> None:
         self._settings, self._device = settings, device
-        self._limits = RegionFilter(min_area_px=settings.min_area_px, side=Side[settings.side.upper()])
+        self._limits = RegionFilter(min_area_px=settings.min_area_px, brightness=Brightness[settings.side.upper()])
 
     def __call__(self, pixels: ImagePixels, name: str = 'image') -> tuple[np.ndarray, pd.DataFrame]:
         """Returns labels, uint32 of the shape of the image, and a table with index, granularity, score and stability.
@@ -110,8 +110,8 @@ class AutomaticObjects:
         settings, engine = self._settings, self._engine
         engine.set_image(rgb)
         if settings.engine == 'tree':
-            kind = CandidateTable(engine.hierarchy, rgb).objects(settings.level, self._limits)
-            return kind.labels, kind.features.reindex(columns=list(_COLUMNS))
+            found = CandidateTable(engine.hierarchy, rgb).objects(settings.level, self._limits)
+            return found.labels, found.features.reindex(columns=list(_COLUMNS))
         masks, stability = engine.all_masks(_MAX_MASKS, settings.min_area_px, points_per_side=32, max_iou=0.9)
         kept = masks.areas <= self._limits.max_share * rgb.shape[0] * rgb.shape[1]
         if settings.granularity is not None:

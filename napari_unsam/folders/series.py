@@ -19,7 +19,7 @@ from napari_unsam.io.objects import LabelledObjects, known_columns, objects_of_l
 from napari_unsam.model.frame import full_resolution
 from napari_unsam.model.label_boxes import Slices, blocks, object_boxes
 from napari_unsam.viewer.changes import LayerChanges
-from napari_unsam.viewer.layers import holds_objects, is_of
+from napari_unsam.viewer.layers import belongs_to, holds_objects
 from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, with_parent_renumbered
 from napari_unsam.viewer.workarounds import remove_layers
 from unsam_mm.errors import StoreError, UnSAMError
@@ -223,7 +223,7 @@ class ImageSeries:
     def _layers(self) -> list[Labels]:
         """All layers of objects of the open image; each choice of a channel axis has its own."""
         layers = [] if self._layer is None else self._session.viewer.layers
-        return [layer for layer in layers if holds_objects(layer) and is_of(layer, self._layer)]
+        return [layer for layer in layers if holds_objects(layer) and belongs_to(layer, self._layer)]
 
     def _objects(self, labels: Labels | None) -> LabelledObjects:
         image = self._layer

@@ -51,7 +51,7 @@ from napari_unsam.model.label_boxes import LazyArray, blocks
 from napari_unsam.model.prompts import Prompts
 from napari_unsam.model.text import counted
 from napari_unsam.viewer.changes import SessionWatch
-from napari_unsam.viewer.layers import is_of
+from napari_unsam.viewer.layers import belongs_to
 from napari_unsam.viewer.object_write import limited_to_free, renumbered
 from unsam_mm.errors import StoreError, describe_error
 
@@ -132,7 +132,7 @@ class _Record:
         return self.work is not None and self.work is not self.failed
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         """True if everything is saved and the image has left the viewer."""
         return self.has_left and self.work is None
 
@@ -284,8 +284,8 @@ class Autosave:
         if len(saved.position) == session.viewer.dims.ndim:
             session.viewer.dims.point = saved.position
         name = f'restore {counted(len(writes), "object")}' if writes else 'restore prompts'
-        actions = [session.make_write_action(name, writes)] if writes else []
-        actions.append(session.controller.restoring_prompts(session.image.unique_id, saved.prompts, saved.polarity))
+        actions = [session.write_action(name, writes)] if writes else []
+        actions.append(session.controller.restore_action(session.image.unique_id, saved.prompts, saved.polarity))
         damaged = read.damaged + saved.lost_prompts
         if not damaged:
             actions.append(self._make_replace_action(session, saved))
@@ -328,7 +328,7 @@ class Autosave:
         """
         image, objects = session.image, session.objects
         if changed is not None and changed is not objects:
-            image, objects = next((one for one in session.viewer.layers if is_of(changed, one)), None), changed
+            image, objects = next((one for one in session.viewer.layers if belongs_to(changed, one)), None), changed
         if image not in session.viewer.layers or self._is_closed or self._is_restoring:
             return
         with self._condition:
@@ -347,7 +347,7 @@ class Autosave:
                         other.prompts = Prompts()
                         updated.append(other)
             for one in updated:
-                one.work = _work(session, one)
+                one.work = _current_work(session, one)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name='unsam-autosave', daemon=True)
                 self._thread.start()
@@ -391,7 +391,7 @@ class Autosave:
             with self._condition:
                 has_failed = any(record.failed is not None for record in self._records)
                 self._condition.wait_for(
-                    lambda: self._is_closed or any(record.is_waiting or record.is_over for record in self._records),
+                    lambda: self._is_closed or any(record.is_waiting or record.is_finished for record in self._records),
                     _RETRY_S if has_failed else None,
                 )
                 if any(record.is_waiting for record in self._records):
@@ -404,9 +404,9 @@ class Autosave:
             started_s = time.monotonic()
             for record in unsaved:
                 self._save(record)
-            pause_s = max(self._delay_s, (time.monotonic() - started_s) / _MAX_TIME_SHARE)
+            pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
             with self._condition:
-                ended = [record for record in self._records if record.is_over]
+                ended = [record for record in self._records if record.is_finished]
                 self._records = [record for record in self._records if record not in ended]
             for record in [*ended, *self._records] if is_last else ended:
                 self._end(record)
@@ -497,7 +497,7 @@ class Autosave:
                         lock.release()
 
 
-def _work(session: ViewerSession, record: _Record) -> Work:
+def _current_work(session: ViewerSession, record: _Record) -> Work:
     """The work of a record as it is now."""
     import pandas as pd
 

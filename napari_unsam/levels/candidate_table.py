@@ -54,7 +54,7 @@ class CandidateTable:
 
     def at_level(self, level: float, limits: RegionFilter) -> Selection:
         """The objects of one level of the main tree."""
-        return _of_main(self.cuts[0].nodes(level, self._keeps(0, limits)))
+        return _of_main(self.cuts[0].nodes(level, self._is_object(0, limits)))
 
     def best(self, limits: RegionFilter) -> Selection:
         """The best objects that do not overlap, from all levels of all trees."""
@@ -129,11 +129,11 @@ class CandidateTable:
             rows.append({'index': label, 'area_px': free.area_px, **features, **own})
         return ObjectClass(name, labels, pd.DataFrame(rows))
 
-    def _keeps(self, source: int, limits: RegionFilter) -> np.ndarray:
-        return limits.keeps(self.trees[source], self._properties[source], self._scene)
+    def _is_object(self, source: int, limits: RegionFilter) -> np.ndarray:
+        return limits.is_object(self.trees[source], self._properties[source], self._scene)
 
     def _scores(self, source: int, limits: RegionFilter) -> np.ndarray:
-        return np.where(self._keeps(source, limits), self.trees[source].score.astype(np.float64) ** 2, 0.0)
+        return np.where(self._is_object(source, limits), self.trees[source].score.astype(np.float64) ** 2, 0.0)
 
 
 def _of_main(nodes: np.ndarray) -> Selection:

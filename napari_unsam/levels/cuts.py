@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from napari_unsam.levels.disjoint import leaf_values
-from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
+from napari_unsam.levels.region_properties import Brightness, RegionProperties, Scene
 from unsam_mm.errors import UnSAMError
 from unsam_mm.masks.hierarchy import MaskHierarchy
 
@@ -26,23 +26,23 @@ class RegionFilter:
         max_share: Maximum area as a share of the plane.
         max_border_share: Maximum share of the plane's outline that an object may touch; the background touches more.
         min_score: Minimum score; the default excludes regions with a score of 0.
-        side: Brightness of objects relative to their surroundings.
+        brightness: Brightness of objects relative to their surroundings.
     """
 
     min_area_px: int = 25
     max_share: float = 0.25
     max_border_share: float = 0.1
     min_score: float = 1e-6
-    side: Side = Side.GUESS
+    brightness: Brightness = Brightness.GUESS
 
-    def keeps(self, tree: MaskHierarchy, properties: RegionProperties, scene: Scene) -> np.ndarray:
+    def is_object(self, tree: MaskHierarchy, properties: RegionProperties, scene: Scene) -> np.ndarray:
         """(N,) bool: True for regions of a tree that count as objects."""
         return (
             (tree.area >= self.min_area_px)
             & (tree.area <= self.max_share * tree.area[-1])
             & (tree.border_share <= self.max_border_share)
             & (tree.score >= self.min_score)
-            & properties.stand_out(scene, self.side)
+            & properties.has_contrast(scene, self.brightness)
         )
 
 

@@ -113,14 +113,14 @@ def best_of_trees(
         source = np.concatenate([chosen.source, np.full(len(nodes), number)])
         node = np.concatenate([chosen.nodes, nodes])
         is_new = np.arange(len(node)) >= len(chosen)
-        rivals = np.zeros((len(node), len(node)), bool)
+        is_overlapping = np.zeros((len(node), len(node)), bool)
         for other in np.unique(chosen.source):
-            held = np.flatnonzero(chosen.source == other)
-            shared = overlaps.pixels(int(other), node[held], number, nodes)
-            smaller = np.minimum(trees[other].area[node[held]][:, None], tree.area[nodes][None])
-            rivals[held, len(chosen) :] = shared > _MAX_OVERLAP * smaller
+            earlier = np.flatnonzero(chosen.source == other)
+            shared = overlaps.pixels(int(other), node[earlier], number, nodes)
+            smaller = np.minimum(trees[other].area[node[earlier]][:, None], tree.area[nodes][None])
+            is_overlapping[earlier, len(chosen) :] = shared > _MAX_OVERLAP * smaller
         # In each group of overlapping regions, either the old or the new ones are chosen.
-        n_groups, group = connected_components(csr_array(rivals), directed=False)
+        n_groups, group = connected_components(csr_array(is_overlapping), directed=False)
         each = np.array([scores[i][j] for i, j in zip(source, node, strict=True)])
         new, old = (np.bincount(group[part], each[part], minlength=n_groups) for part in (is_new, ~is_new))
         is_kept = np.where(is_new, new[group] > old[group], new[group] <= old[group])

@@ -32,16 +32,16 @@ _ZOOMED_PX = 150
 class ObjectEdits:
     """Splits and merges objects along the tree, each as one action."""
 
-    def __init__(self, work: RegionSelector) -> None:
-        self._work, self._session = work, work.session
+    def __init__(self, selector: RegionSelector) -> None:
+        self._selector, self._session = selector, selector.session
 
     def split(self) -> None:
         """Splits the object under the cursor into its parts."""
-        self._work.with_table(partial(self._edit, self._split))
+        self._selector.with_table(partial(self._edit, self._split))
 
     def merge(self) -> None:
         """Merges the object under the cursor, and other objects in the next larger region, into that region."""
-        self._work.with_table(partial(self._edit, self._merge))
+        self._selector.with_table(partial(self._edit, self._merge))
 
     def _edit(self, edit: Callable[[CandidateTable, int, np.ndarray], None], table: CandidateTable) -> None:
         found = current_object(self._session)

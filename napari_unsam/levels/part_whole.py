@@ -36,8 +36,8 @@ def linked(classes: Sequence[ObjectClass]) -> list[ObjectClass]:
         Classes whose features also have `parent` (name of the next class, or '') and `parent_id` (a label of it, or 0):
         the number of nuclei per cell is ``features.groupby('parent_id').size()``.
     """
-    ordered = sorted(classes, key=lambda kind: kind.features['area_px'].median())
-    return [_linked_to(kind, above) for kind, above in zip(ordered, [*ordered[1:], None], strict=True)]
+    ordered = sorted(classes, key=lambda one: one.features['area_px'].median())
+    return [_linked_to(one, above) for one, above in zip(ordered, [*ordered[1:], None], strict=True)]
 
 
 def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]:
@@ -53,8 +53,8 @@ def parents_by_overlap(labels: np.ndarray, wholes: np.ndarray) -> dict[int, int]
     return {int(part): int(whole) for part, whole in pairs[:, order].T}
 
 
-def _linked_to(kind: ObjectClass, above: ObjectClass | None) -> ObjectClass:
-    held_by = {} if above is None else parents_by_overlap(kind.labels, above.labels)
-    parents = [held_by.get(int(label), 0) for label in kind.features['index']]
+def _linked_to(objects: ObjectClass, above: ObjectClass | None) -> ObjectClass:
+    parent_of = {} if above is None else parents_by_overlap(objects.labels, above.labels)
+    parents = [parent_of.get(int(label), 0) for label in objects.features['index']]
     names = [above.name if parent else '' for parent in parents]
-    return ObjectClass(kind.name, kind.labels, kind.features.assign(parent=names, parent_id=parents))
+    return ObjectClass(objects.name, objects.labels, objects.features.assign(parent=names, parent_id=parents))

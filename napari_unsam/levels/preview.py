@@ -16,7 +16,7 @@ from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.palette import OBJECT_COLOURS
 from napari_unsam.model.plane import Plane
 from napari_unsam.viewer.contours import outline_in_array
-from napari_unsam.viewer.layers import following, move_on_image, outline_layer
+from napari_unsam.viewer.layers import following_arguments, move_on_image, outline_layer
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.viewer.workarounds import insert_quietly, redraw, remove_layers
 
@@ -62,7 +62,7 @@ class LevelPreview:
             name=LEVELS_NAME,
             opacity=0.5,
             colormap=CyclicLabelColormap(colors=['transparent', *OBJECT_COLOURS[:N_COLOURS]]),
-            **following(frame, plane.index),
+            **following_arguments(frame, plane.index),
         )
         self.pixels = data.reshape(plane.size_hw)
         insert_quietly(viewer, self.layer, viewer.layers.index(objects) + 1)

@@ -17,7 +17,7 @@ _MIN_CONTRAST = 0.4  # of an object with its surroundings, as a share of the gap
 _PIXEL_VARIANCE = 1 / 12  # a pixel is a square, not a point
 
 
-class Side(Enum):
+class Brightness(Enum):
     """Brightness of objects relative to their surroundings."""
 
     GUESS = 'bright or dark'
@@ -90,17 +90,17 @@ class RegionProperties:
         """(N,) lightness L* of a region minus that of its surroundings."""
         return self.colour[:, 0] - self.surround[:, 0]
 
-    def stand_out(self, scene: Scene, side: Side) -> np.ndarray:
-        """(N,) bool: True for regions on the given side of the threshold that differ enough from their surroundings.
+    def has_contrast(self, scene: Scene, brightness: Brightness) -> np.ndarray:
+        """(N,) bool: True for regions of the given brightness that differ enough from their surroundings.
 
-        With `Side.ANY`, all regions are True.
+        With `Brightness.ANY`, all regions are True.
         """
-        if side is Side.ANY:
+        if brightness is Brightness.ANY:
             return np.ones(len(self.colour), bool)
-        bright = scene.objects_are_bright if side is Side.GUESS else side is Side.BRIGHT
+        bright = scene.objects_are_bright if brightness is Brightness.GUESS else brightness is Brightness.BRIGHT
         sign = 1 if bright else -1
-        beyond = sign * (self.colour[:, 0] - scene.threshold) > 0
-        return beyond & (sign * self.contrast > _MIN_CONTRAST * scene.gap)
+        is_on_side = sign * (self.colour[:, 0] - scene.threshold) > 0
+        return is_on_side & (sign * self.contrast > _MIN_CONTRAST * scene.gap)
 
 
 def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
@@ -115,18 +115,18 @@ def _surround(tree: MaskHierarchy, colour: np.ndarray) -> np.ndarray:
     pairs, lengths = pairs[order], lengths[order]
     meet = tree.tree.common_ancestors(pairs)
 
-    def around(beyond_first: np.ndarray, beyond_second: np.ndarray) -> np.ndarray:
-        ends = np.bincount(pairs[:, 0], beyond_first * lengths, minlength=len(tree))
-        ends += np.bincount(pairs[:, 1], beyond_second * lengths, minlength=len(tree))
-        ends -= np.bincount(meet, (beyond_first + beyond_second) * lengths, minlength=len(tree))
+    def neighbour_sums(of_first: np.ndarray, of_second: np.ndarray) -> np.ndarray:
+        ends = np.bincount(pairs[:, 0], of_first * lengths, minlength=len(tree))
+        ends += np.bincount(pairs[:, 1], of_second * lengths, minlength=len(tree))
+        ends -= np.bincount(meet, (of_first + of_second) * lengths, minlength=len(tree))
         return sum_over_descendants(ends, tree.parent)
 
     ones = np.ones(len(pairs))
-    border = around(ones, ones)
+    border = neighbour_sums(ones, ones)
     # Sums of float differences leave a residue where there is no border.
     alone = border < 0.5
-    beyond = np.stack([around(channel[pairs[:, 1]], channel[pairs[:, 0]]) for channel in colour.T], axis=1)
-    return np.where(alone[:, None], colour, beyond / np.where(alone, 1, border)[:, None])
+    sums = np.stack([neighbour_sums(channel[pairs[:, 1]], channel[pairs[:, 0]]) for channel in colour.T], axis=1)
+    return np.where(alone[:, None], colour, sums / np.where(alone, 1, border)[:, None])
 
 
 def _shape(tree: MaskHierarchy) -> tuple[np.ndarray, np.ndarray]:

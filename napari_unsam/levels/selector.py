@@ -22,7 +22,7 @@ from napari_unsam.levels.preview import LevelPreview
 from napari_unsam.levels.split_merge import closest_region
 from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.layers import AddLayers, following
+from napari_unsam.viewer.layers import AddLayers, following_arguments
 from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.port import SessionPort
 
@@ -96,10 +96,10 @@ class RegionSelector:
             then(self._table)
             return
         name = f'Measuring the regions of "{target.name}"'
-        is_running = self._request is not None and self._request[0] == target and controller.runs(name)
+        is_running = self._request is not None and self._request[0] == target and controller.has_job(name)
         self._request = (target, then)
         if not is_running:
-            controller.run(name, partial(self._make_table, target), partial(self._take_table, target), is_task=True)
+            controller.run(name, partial(self._make_table, target), partial(self._set_table, target), is_task=True)
 
     def show_level(self, level: float) -> None:
         """Shows one level of the tree; 0 is the finest, 1 the whole plane."""
@@ -179,7 +179,7 @@ class RegionSelector:
             controller.show_problem('Enter a class name first, such as nuclei.')
         else:
             level = self.level if self.mode is PreviewMode.LEVEL else None
-            kept = [kind for kind in self.classes if kind.name != name]
+            kept = [one for one in self.classes if one.name != name]
             self.classes = [*kept, self._table.object_class(name, self.selection, level)]
             count = counted(len(self.selection), 'object')
             controller.show_info(f'Class "{name}" with {count} added; choose another level, or press Make layers.')
@@ -192,21 +192,23 @@ class RegionSelector:
             controller.show_problem('Add at least one class first.')
             return
         taken, named = {layer.name for layer in self.session.viewer.layers}, []
-        for kind in self.classes:
-            name = kind.name
+        for objects in self.classes:
+            name = objects.name
             while name in taken:  # as napari would do later; the features tables need the final names
                 name = inc_name_count(name)
             taken.add(name)
-            named.append(replace(kind, name=name))
+            named.append(replace(objects, name=name))
         plane, frame = controller.target.plane, self.session.frame
         classes, layers = linked(named), []
-        for kind in reversed(classes):  # layers of the smallest objects on top
+        for objects in reversed(classes):  # layers of the smallest objects on top
             data = np.zeros(frame.shape, np.uint32)
-            data[plane.slicing] = kind.labels
-            layers.append(Labels(data, name=kind.name, opacity=0.5, features=kind.features, **following(frame)))
+            data[plane.slicing] = objects.labels
+            layers.append(
+                Labels(data, name=objects.name, opacity=0.5, features=objects.features, **following_arguments(frame))
+            )
         self.classes = []
         self.hide()
-        name = f'make layers {", ".join(kind.name for kind in classes)}'
+        name = f'make layers {", ".join(one.name for one in classes)}'
         self.session.history.do(AddLayers(name, self.session.viewer, layers))
         controller.show_info(
             'Layers added; the column parent_id of their features tables links each part to its whole.'
@@ -256,14 +258,14 @@ class RegionSelector:
 
     def _make_table(self, target: Target, progress: ProgressCallback) -> CandidateTable | None:
         """The candidate table of a plane; None for a large plane, which has no trees. Runs in the inference thread."""
-        plane = self.session.controller.planes.embedded(target, progress)
+        plane = self.session.controller.planes.get_or_embed(target, progress)
         if plane.hierarchy is None:
             return None
         table = CandidateTable(plane.hierarchy, target.read(), progress)
         table.best(RegionFilter())  # compiles functions here, not in the GUI thread
         return table
 
-    def _take_table(self, target: Target, table: CandidateTable | None) -> None:
+    def _set_table(self, target: Target, table: CandidateTable | None) -> None:
         controller, request = self.session.controller, self._request
         self._request = None
         if table is None:

@@ -118,10 +118,10 @@ def merge_writes(
     """
     region = node_mask(tree, whole)
     there = labels[region.slices]
-    held, counts = np.unique(there[region.mask], return_counts=True)
+    others, counts = np.unique(there[region.mask], return_counts=True)
     merged = [
         int(other)
-        for other, count in zip(held, counts, strict=True)
+        for other, count in zip(others, counts, strict=True)
         if other and (other == label or 2 * count > np.count_nonzero(labels == other))
     ]
     mask = region.mask & ((there == 0) | np.isin(there, [label, *merged]))

@@ -20,12 +20,12 @@ class Selection(NamedTuple):
 
     position: int
     chain_index: int | None
-    exact: BoxMask | None
+    other_mask: BoxMask | None
 
     @property
     def nbytes(self) -> int:
         """Memory of the mask in bytes."""
-        return 0 if self.exact is None else self.exact.mask.nbytes
+        return 0 if self.other_mask is None else self.other_mask.mask.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,11 @@ class Candidates:
 
     Attributes:
         masks: The predicted masks by increasing area.
-        position: Index of the shown mask in `masks`, unless `chain_index` or `exact` is set.
+        position: Index of the shown mask in `masks`, unless `chain_index` or `other_mask` is set.
         chain: (K,) nested nodes of `hierarchy`, finest first; may be empty.
         hierarchy: The region trees of the plane; None if the plane is analysed in tiles.
         chain_index: Index of the shown region in `chain`; None if no region is shown.
-        exact: The shown mask if it is in neither `masks` nor `chain`, such as one searched by its size; else None.
+        other_mask: The shown mask if it is in neither `masks` nor `chain`, such as one searched by its size; else None.
     """
 
     masks: tuple[BoxMask, ...] = ()
@@ -48,17 +48,17 @@ class Candidates:
     chain: np.ndarray = field(default_factory=lambda: NO_NODES)
     hierarchy: MaskHierarchy | None = None
     chain_index: int | None = None
-    exact: BoxMask | None = None
+    other_mask: BoxMask | None = None
 
     @classmethod
-    def of_answers(
-        cls, answers: list[BoxMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
+    def from_masks(
+        cls, masks: list[BoxMask], chain: np.ndarray = NO_NODES, hierarchy: MaskHierarchy | None = None
     ) -> Candidates:
         """Candidates from an engine's masks, best first; the best one is shown."""
-        if not answers:
+        if not masks:
             return NO_CANDIDATES
-        order = sorted(range(len(answers)), key=lambda i: answers[i].area_px)
-        return cls(tuple(answers[i] for i in order), order.index(0), chain, hierarchy)
+        order = sorted(range(len(masks)), key=lambda i: masks[i].area_px)
+        return cls(tuple(masks[i] for i in order), order.index(0), chain, hierarchy)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -66,8 +66,8 @@ class Candidates:
     @property
     def shown(self) -> BoxMask | None:
         """The shown mask; None if there is none."""
-        if self.exact is not None:
-            return self.exact
+        if self.other_mask is not None:
+            return self.other_mask
         if self.chain_index is not None:
             return node_mask(self.hierarchy, int(self.chain[self.chain_index]))
         return self.masks[self.position] if self.masks else None
@@ -77,12 +77,12 @@ class Candidates:
         """Which mask is shown; without a tree the mask itself, since masks that are added later change positions."""
         if self.hierarchy is None:
             return Selection(0, None, self.shown)
-        return Selection(self.position, self.chain_index, self.exact)
+        return Selection(self.position, self.chain_index, self.other_mask)
 
     @property
     def rank(self) -> int:
         """The rank of the shown mask among `masks` by area, from 1; 0 if it is none of them."""
-        return self.position + 1 if self.masks and self.chain_index is None and self.exact is None else 0
+        return self.position + 1 if self.masks and self.chain_index is None and self.other_mask is None else 0
 
     def stepped(self, direction: int) -> Candidates:
         """Shows the next mask of `masks`, a larger one for 1 and a smaller one for -1; returns itself at the ends."""
@@ -93,40 +93,40 @@ class Candidates:
         for position in range(len(self))[::direction]:
             ratio = self.masks[position].area_px / shown.area_px
             if (ratio if direction > 0 else 1 / ratio) > _MIN_AREA_RATIO:
-                return replace(self, position=position, chain_index=None, exact=None)
+                return replace(self, position=position, chain_index=None, other_mask=None)
         return self
 
     def stepped_in_chain(self, steps: int) -> Candidates:
-        """Shows another region of the chain, a coarser one for positive steps.
+        """Shows another region of the chain, a larger one for positive steps and a smaller one for negative steps.
 
         If no region is shown, the steps are counted from the region whose area is nearest to that of the shown mask.
         """
         start = self.chain_index
         if start is None:
             start = nearest_area(self.hierarchy.area[self.chain], self.shown.area_px)
-        return replace(self, chain_index=int(np.clip(start + steps, 0, len(self.chain) - 1)), exact=None)
+        return replace(self, chain_index=int(np.clip(start + steps, 0, len(self.chain) - 1)), other_mask=None)
 
     def at_granularity(self, granularity: float) -> Candidates:
         """Shows the region of the chain whose area is nearest to that of a granularity."""
         wanted_px = granularity_area(granularity, self.hierarchy.leaf_labels.size)
-        return replace(self, chain_index=nearest_area(self.hierarchy.area[self.chain], wanted_px), exact=None)
+        return replace(self, chain_index=nearest_area(self.hierarchy.area[self.chain], wanted_px), other_mask=None)
 
-    def with_exact(self, mask: BoxMask) -> Candidates:
+    def with_other_mask(self, mask: BoxMask) -> Candidates:
         """Shows a mask that is not one of the candidates, such as one that was searched by its size."""
-        return replace(self, chain_index=None, exact=mask)
+        return replace(self, chain_index=None, other_mask=mask)
 
     def with_selection(self, selection: Selection) -> Candidates:
         """Shows the mask of a `selection` of candidates for the same prompt."""
         if self.hierarchy is None:
-            return self if selection.exact is None else self.still_showing(selection.exact)
+            return self if selection.other_mask is None else self.still_showing(selection.other_mask)
         return replace(self, **selection._asdict())
 
     def still_showing(self, shown: BoxMask) -> Candidates:
         """Shows a mask of earlier candidates: the one of `masks` with its box and area, else the mask itself."""
         for position, mask in enumerate(self.masks):
             if mask.box_xyxy == shown.box_xyxy and mask.area_px == shown.area_px:
-                return replace(self, position=position, chain_index=None, exact=None)
-        return self.with_exact(shown)
+                return replace(self, position=position, chain_index=None, other_mask=None)
+        return self.with_other_mask(shown)
 
 
 NO_CANDIDATES = Candidates()

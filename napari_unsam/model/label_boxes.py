@@ -27,7 +27,7 @@ class LazyArray(Protocol):
         """A part of the array."""
 
 
-def around(first: Slices | None, second: Slices) -> Slices:
+def union_box(first: Slices | None, second: Slices) -> Slices:
     """The smallest box that contains two boxes; the second box if the first is None."""
     if first is None:
         return tuple(second)
@@ -54,7 +54,7 @@ def object_boxes(labels: LazyArray) -> dict[int, Slices]:
             moved = tuple(
                 slice(at.start + side.start, at.start + side.stop) for at, side in zip(block, box, strict=True)
             )
-            boxes[label] = around(boxes.get(label), moved)
+            boxes[label] = union_box(boxes.get(label), moved)
     return dict(sorted(boxes.items()))
 
 

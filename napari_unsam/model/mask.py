@@ -117,7 +117,7 @@ def node_mask(hierarchy: MaskHierarchy, node: int) -> BoxMask:
     )
 
 
-def found_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> BoxMask:
+def predicted_mask(hierarchy: MaskHierarchy, mask: np.ndarray, left: int, top: int, score: float) -> BoxMask:
     """A mask that an engine predicted, with the node of the main tree that has the same pixels, if there is one.
 
     Args:

@@ -90,10 +90,10 @@ class PixelChange:
         """Number of pixels that each label gains by the change; negative if it loses pixels."""
         return _difference(self.old.unpacked(), self.new.unpacked(), self.n_pixels)
 
-    def is_in(self, array: Any) -> bool:
+    def is_applied_to(self, array: Any) -> bool:
         """True if all changed pixels of an array have their new labels."""
-        held = np.asarray(array[self.box])[self._mask()]
-        return bool((held == self.new.unpacked()).all())
+        labels = np.asarray(array[self.box])[self._mask()]
+        return bool((labels == self.new.unpacked()).all())
 
     def undo(self, array: Any) -> Counts:
         """Restores the old labels of pixels that still have the new ones; returns the pixels that each label gains."""
@@ -103,18 +103,18 @@ class PixelChange:
         """Writes the new labels of pixels that still have the old ones; returns the pixels that each label gains."""
         return self._swap(array, self.old, self.new)
 
-    def _swap(self, array: Any, held: _Values, given: _Values) -> Counts:
-        before, after = held.unpacked(), given.unpacked()
+    def _swap(self, array: Any, expected: _Values, replacement: _Values) -> Counts:
+        before, after = expected.unpacked(), replacement.unpacked()
         if tuple(array.shape) != self.array_shape or not _fit(after, array.dtype):
             return {}  # the array was replaced
         mask = self._mask()
         part = np.asarray(array[self.box])
-        is_held = part[mask] == before
-        if not is_held.all():
-            before, after = (one if one.ndim == 0 else one[is_held] for one in (before, after))
-            mask[mask] = is_held
+        is_expected = part[mask] == before
+        if not is_expected.all():
+            before, after = (one if one.ndim == 0 else one[is_expected] for one in (before, after))
+            mask[mask] = is_expected
         _put(array, self.box, part, mask, after)
-        return _difference(before, after, int(np.count_nonzero(is_held)))
+        return _difference(before, after, int(np.count_nonzero(is_expected)))
 
     def _mask(self) -> np.ndarray:
         shape = [part.stop - part.start for part in self.box]

@@ -38,7 +38,7 @@ class PlanePrompt:
         return self.points_xy, self.labels, self.box_xyxy
 
     @property
-    def can_be_asked(self) -> bool:
+    def has_positive(self) -> bool:
         """True if there is a box or a positive click."""
         return self.box_xyxy is not None or (self.labels is not None and bool((self.labels == 1).any()))
 
@@ -63,7 +63,7 @@ def on_plane(prompts: Prompts, plane: Plane) -> Prompts:
             case PendingObject():
                 return (prompt.axes, prompt.index) == (plane.axes, plane.index)
 
-    return prompts.keeping(is_here)
+    return prompts.filtered(is_here)
 
 
 def plane_prompt(prompts: Prompts, plane: Plane) -> PlanePrompt:
@@ -120,7 +120,7 @@ def outline_logits(corners: np.ndarray, size_hw: Sequence[int]) -> np.ndarray:
     return ((share - 0.5) * _LOGIT_SCALE).astype(np.float32)
 
 
-def is_drawn_well(shape: ShapePrompt, plane: Plane) -> bool:
+def is_valid_shape(shape: ShapePrompt, plane: Plane) -> bool:
     """True if a shape overlaps the plane; boxes and outlines must also be at least one pixel wide and high."""
     corners = _rows_columns(shape, plane)
     low, high = corners.min(axis=0), corners.max(axis=0)

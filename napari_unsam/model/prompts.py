@@ -115,9 +115,9 @@ class Prompts:
         pending = {one.object_id for one in self.pending}
         begun = {prompt.object_id for prompt in (*self.points, *self.shapes)} - pending
         latest = max(begun, default=self.object_id)
-        return replace(self.keeping(lambda prompt: prompt.object_id == latest), object_id=latest)
+        return replace(self.filtered(lambda prompt: prompt.object_id == latest), object_id=latest)
 
-    def keeping(self, condition: Callable[[Prompt], bool]) -> Prompts:
+    def filtered(self, condition: Callable[[Prompt], bool]) -> Prompts:
         """The prompts for which a condition is true."""
         parts = {name: tuple(filter(condition, getattr(self, name))) for name in ('points', 'shapes', 'pending')}
         return replace(self, **parts)
@@ -125,4 +125,4 @@ class Prompts:
     def without(self, others: Prompts) -> Prompts:
         """The prompts that are not in `others`."""
         removed = {*others.points, *others.shapes, *others.pending}
-        return self.keeping(lambda prompt: prompt not in removed)
+        return self.filtered(lambda prompt: prompt not in removed)

@@ -21,7 +21,7 @@ from napari_unsam.model.plane_prompts import PlanePrompt, on_plane, plane_prompt
 from napari_unsam.model.text import counted
 from napari_unsam.qt.controls import SLIDER_STEPS, JobBar, Panel, wrapping_label
 from napari_unsam.qt.loss_plot import LossPlot
-from napari_unsam.viewer.layers import following
+from napari_unsam.viewer.layers import following_arguments
 from napari_unsam.viewer.workarounds import insert_quietly, remove_layers
 from unsam_mm.errors import UnSAMError
 from unsam_mm.weights import cache_dir
@@ -170,7 +170,7 @@ class AdaptPanel(Panel):
 
     @property
     def _writes_crops(self) -> bool:
-        return self._session.controller.runs(_WRITING)
+        return self._session.controller.has_job(_WRITING)
 
     def _is_adapting(self) -> bool:
         """True if the model is being adapted to this or another image; one training uses all cores."""
@@ -235,7 +235,7 @@ class AdaptPanel(Panel):
         origin = list(plane.index)
         for axis, start in zip(plane.axes, (found.top, found.left), strict=True):
             origin[axis] = start
-        placed = following(session.frame, origin)
+        placed = following_arguments(session.frame, origin)
         for name, labels in ((BEFORE_NAME, found.before), (AFTER_NAME, found.after)):
             shape = [1] * len(plane.shape)
             shape[plane.axes[0]], shape[plane.axes[1]] = labels.shape

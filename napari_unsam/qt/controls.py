@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_unsam.keys import KEYS, Actions
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 
 if TYPE_CHECKING:
     from napari_unsam.viewer.session import ViewerSession
@@ -37,7 +37,7 @@ SLIDER_STEPS = 1000
 """Steps of a slider or progress bar from 0 to 1."""
 MAX_AREA_PX = 1_000_000
 """Largest area that can be entered."""
-_SIDE_CHARACTERS = 8  # minimum shown; the length of the longest entry would widen the dock
+_BRIGHTNESS_CHARACTERS = 8  # minimum shown; the length of the longest entry would widen the dock
 
 
 class Panel(QWidget):
@@ -170,12 +170,14 @@ class Panel(QWidget):
         choice.currentIndexChanged.connect(self._reporting(lambda _index: changed(choice.currentData())))
         return choice
 
-    def make_choice_of_side(self, chosen: Side, changed: Callable[[Any], None] = lambda value: None) -> QComboBox:
-        """A combo box for the brightness of objects; the data of each entry is a `Side`."""
+    def make_brightness_choice(
+        self, chosen: Brightness, changed: Callable[[Any], None] = lambda value: None
+    ) -> QComboBox:
+        """A combo box for the brightness of objects; the data of each entry is a `Brightness`."""
         tooltip = 'Brightness of objects relative to their surroundings; "Bright or dark" decides by the image'
-        choice = self.make_choice(tooltip, changed, characters=_SIDE_CHARACTERS)
-        set_items(choice, {side: side.value.capitalize() for side in Side}, chosen)
-        return choice
+        made = self.make_choice(tooltip, changed, characters=_BRIGHTNESS_CHARACTERS)
+        set_items(made, {one: one.value.capitalize() for one in Brightness}, chosen)
+        return made
 
     def _reporting(self, act: Callable) -> Callable:
         return self._session.controller.reporting(act)

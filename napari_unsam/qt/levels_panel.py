@@ -53,7 +53,7 @@ class LevelsPanel(Panel):
         self.best_button = self.make_button(
             'Auto', 'Show the regions with the best scores, from all levels', selector.show_best
         )
-        self.side_choice = self.make_choice_of_side(limits.side, self._limit)
+        self.brightness_choice = self.make_brightness_choice(limits.brightness, self._limit)
         self.min_area_box = self.make_number(
             1, MAX_AREA_PX, limits.min_area_px, 'Smaller regions are left out', self._limit, ' px'
         )
@@ -67,7 +67,7 @@ class LevelsPanel(Panel):
             [self.level_slider],
             [self.level_label],
             [self.propose_button, self.best_button],
-            ['Objects are', self.side_choice],
+            ['Objects are', self.brightness_choice],
             ['At least', self.min_area_box],
             ['At most', self.max_share_box],
             [self.accept_button, self.hide_button],
@@ -116,7 +116,7 @@ class LevelsPanel(Panel):
         self.selector.set_region_filter(
             replace(
                 self.selector.region_filter,
-                side=self.side_choice.currentData(),
+                brightness=self.brightness_choice.currentData(),
                 min_area_px=self.min_area_box.value(),
                 max_share=self.max_share_box.value() / 100,
             )
@@ -144,7 +144,7 @@ class LevelsPanel(Panel):
         self.similarity_slider.setEnabled(bool(selector.examples))
         self.layers_button.setEnabled(bool(selector.classes))
         self.classes_label.setText(
-            ', '.join(f'{kind.name}: {len(kind.features)}' for kind in selector.classes) or 'No class yet'
+            ', '.join(f'{one.name}: {len(one.features)}' for one in selector.classes) or 'No class yet'
         )
 
     def _show_review(self) -> None:

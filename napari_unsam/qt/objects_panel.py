@@ -168,7 +168,7 @@ class ObjectsPanel(Panel):
         layer = self._objects()
         if layer is None:
             return
-        match self._parent_in(layer):
+        match self._parent_of(layer):
             case None:
                 self.show_problem(f'Object {layer.selected_label} is not part of another one.')
             case '', label:
@@ -222,7 +222,7 @@ class ObjectsPanel(Panel):
         row = self._row(layer)
         if row is not None:
             text += f'; selected: {layer.selected_label}, {int(row.get("area_px", 0)):,} px'
-        parent = self._parent_in(layer)
+        parent = self._parent_of(layer)
         if parent is not None:
             text += f', part of {" ".join(map(str, parent)).strip()}'
         self.summary_label.setText(text)
@@ -246,7 +246,7 @@ class ObjectsPanel(Panel):
         rows = table[table['index'] == layer.selected_label] if 'index' in table else table[:0]
         return rows.iloc[0].to_dict() if len(rows) else None
 
-    def _parent_in(self, layer: Labels) -> tuple[str, int] | None:
+    def _parent_of(self, layer: Labels) -> tuple[str, int] | None:
         row = self._row(layer)
         return None if row is None else parent_of(row)
 

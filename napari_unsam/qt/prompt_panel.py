@@ -89,14 +89,14 @@ class PromptPanel(Panel):
         self.tool_buttons: dict[ShapeKind, QPushButton] = {}
         for kind, (text, tooltip) in _TOOLS.items():
             tool = self.make_button(
-                text, f'{tooltip}; press again to return to clicks', partial(self._choose_tool, kind)
+                text, f'{tooltip}; press again to return to clicks', partial(self._select_tool, kind)
             )
             tool.setCheckable(True)
             self.tool_buttons[kind] = tool
             row.addWidget(tool)
         return row
 
-    def _choose_tool(self, kind: ShapeKind) -> None:
+    def _select_tool(self, kind: ShapeKind) -> None:
         self._session.draw(kind if self.tool_buttons[kind].isChecked() else None)
         self._show_tool(self._session.tool)
 

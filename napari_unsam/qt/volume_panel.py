@@ -111,7 +111,7 @@ class VolumePanel(Panel):
             self._show_level,
             {regions: regions.value for regions in Regions},
         )
-        self.side_choice = self.make_choice_of_side(defaults.side)
+        self.brightness_choice = self.make_brightness_choice(defaults.brightness)
         self.level_slider = self.make_slider('Level, from fine (left) to coarse (right)', self._show_level)
         move(self.level_slider, defaults.level)
         self.level_label = QLabel()
@@ -138,7 +138,7 @@ class VolumePanel(Panel):
             'Whole stack',
             ['Regions', self.regions_choice],
             [self.level_label, self.level_slider],
-            ['Objects are', self.side_choice],
+            ['Objects are', self.brightness_choice],
             ['At least', self.min_area_box],
             ['In at least', self.extent_box],
             ['Largest gap', self.gap_box],
@@ -173,7 +173,7 @@ class VolumePanel(Panel):
             regions=self.regions_choice.currentData(),
             level=self.level_slider.value() / SLIDER_STEPS,
             min_area_px=self.min_area_box.value(),
-            side=self.side_choice.currentData(),
+            brightness=self.brightness_choice.currentData(),
             links=LinkSettings(max_gap=self.gap_box.value(), min_extent=self.extent_box.value()),
         )
 

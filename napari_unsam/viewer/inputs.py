@@ -47,7 +47,7 @@ class Inputs:
         self.prompting = True
         self.actions: Actions = {}
         self._receivers: list[ViewerModel | Layer] = [viewer]
-        self._is_held = False
+        self._is_pressed = False
         _OPEN.add(self)
         viewer.mouse_drag_callbacks.append(self._on_mouse)
         self._replaced = (
@@ -100,7 +100,7 @@ class Inputs:
 
         # Not a partial: napari reads the __name__ of every key binding.
         def press(*_senders: Any) -> None:
-            if self._is_pan_zoom or not self._is_held:
+            if self._is_pan_zoom or not self._is_pressed:
                 act()
 
         return press
@@ -118,7 +118,7 @@ class Inputs:
     def _on_mouse(self, _viewer: ViewerModel, event: Any) -> Generator[None, None, None]:
         is_ours, pressed_at, position = self._is_click(event), event.pos, tuple(event.position)
         is_other = event.button == _RIGHT or 'Shift' in event.modifiers
-        travel, self._is_held = 0.0, True
+        travel, self._is_pressed = 0.0, True
         yield
         while True:
             # Includes the release: a quick drag may have no move event.
@@ -126,7 +126,7 @@ class Inputs:
             if event.type != 'mouse_move':
                 break
             yield
-        self._is_held = False
+        self._is_pressed = False
         if is_ours and travel <= _MAX_CLICK_TRAVEL_PX:
             self._click(position, self._controller.polarity.flipped() if is_other else None)
 
@@ -140,6 +140,6 @@ class Inputs:
         # Some systems report horizontal scrolling while Alt is held.
         turned = event.delta[1] or event.delta[0]
         if turned:
-            self._controller.slide(1 if turned > 0 else -1)
+            self._controller.step_region(1 if turned > 0 else -1)
         event.handled = True  # otherwise the view would zoom
         return True

@@ -55,7 +55,7 @@ def object_colours() -> CyclicLabelColormap:
     return CyclicLabelColormap(colors=['transparent', *OBJECT_COLOURS])
 
 
-def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
+def following_arguments(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, Any]:
     """Arguments for a layer that lies on an image and moves with it.
 
     Args:
@@ -70,8 +70,8 @@ def following(frame: Frame, origin: Sequence[float] | None = None) -> dict[str, 
 
 
 def move_on_image(layer: Layer, frame: Frame, origin: Sequence[float]) -> None:
-    """Moves a layer made with `following` to another position on its image."""
-    placed = following(frame, origin)
+    """Moves a layer made with `following_arguments` to another position on its image."""
+    placed = following_arguments(frame, origin)
     layer.metadata.update(placed.pop('metadata'))
     for name, value in placed.items():
         setattr(layer, name, value)
@@ -84,10 +84,10 @@ def outline_layer(frame: Frame, name: str, colour: str, **placed: Any) -> Vector
     """
     ndim = len(frame.shape)
     look = {'opacity': 1.0, 'edge_color': colour, 'vector_style': 'line'}
-    return Vectors(np.zeros((0, 2, ndim)), ndim=ndim, name=name, **look, **(placed or following(frame)))
+    return Vectors(np.zeros((0, 2, ndim)), ndim=ndim, name=name, **look, **(placed or following_arguments(frame)))
 
 
-def is_of(layer: Layer, image: Image) -> bool:
+def belongs_to(layer: Layer, image: Image) -> bool:
     """True if a layer shows the prompts, the current mask or the objects of this image."""
     return layer.metadata.get(SOURCE_KEY) == image.unique_id
 
@@ -97,12 +97,12 @@ def holds_objects(layer: Layer) -> bool:
     return isinstance(layer, Labels) and SOURCE_KEY in layer.metadata
 
 
-def move_with_image(layer: Layer, frame: Frame) -> None:
+def update_transform(layer: Layer, frame: Frame) -> None:
     """Moves a layer to the new position of the image, if it belongs to that image."""
     *followed, origin = layer.metadata.get(_FOLLOWED_KEY, (None, None, None))
     if followed == [frame.image.unique_id, frame.shape]:
         placed = frame.transform(origin)
-    elif is_of(layer, frame.image) and not (isinstance(layer, Labels) and layer.data.shape != frame.shape):
+    elif belongs_to(layer, frame.image) and not (isinstance(layer, Labels) and layer.data.shape != frame.shape):
         placed = frame.transform()
     else:
         return

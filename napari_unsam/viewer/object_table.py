@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_unsam.model import pixel_changes
-from napari_unsam.model.label_boxes import LazyArray, Slices, around, boxes_in, object_boxes
+from napari_unsam.model.label_boxes import LazyArray, Slices, boxes_in, object_boxes, union_box
 from napari_unsam.model.pixel_changes import Counts, PixelChange, areas_in, total
 from napari_unsam.viewer.object_write import ObjectWrite
 from unsam_mm.masks.granularity import area_granularity
@@ -71,9 +71,9 @@ class ObjectTable:
     def replace_rows(self, labels: Sequence[int], rows: pd.DataFrame) -> pd.DataFrame:
         """Replaces the rows of some labels and returns the old ones; the layer shows new rows after the next write."""
         known = self._all_rows()
-        is_theirs = known['index'].isin(labels)
-        self._rows, self._has_new_rows = _joined(known[~is_theirs], rows), True
-        return known[is_theirs]
+        is_replaced = known['index'].isin(labels)
+        self._rows, self._has_new_rows = _joined(known[~is_replaced], rows), True
+        return known[is_replaced]
 
     def write(self, writes: Sequence[ObjectWrite]) -> list[PixelChange]:
         """Writes objects, later ones over earlier ones; returns the changed pixels."""
@@ -141,7 +141,7 @@ class ObjectTable:
         """Extends the boxes of labels that have gained pixels in a box."""
         for label, number in counts.items():
             if label and number > 0:
-                self._boxes[label] = around(self._boxes.get(label), box)
+                self._boxes[label] = union_box(self._boxes.get(label), box)
                 self._areas.setdefault(label, 0)
                 self.highest = max(self.highest, label)
 
@@ -174,7 +174,7 @@ class ObjectTable:
             counts = change.counts
             self._extend_boxes(counts, change.box)
             self._painted_labels.update(counts)
-        if all(change.is_in(self.labels.data) for change in changes[-1:]):  # else napari will write and redraw
+        if all(change.is_applied_to(self.labels.data) for change in changes[-1:]):  # else napari will write and redraw
             self._count_painted()
         self._on_painted(self, changes)
 

@@ -13,7 +13,7 @@ from napari.layers import Labels
 from napari_unsam.model.label_boxes import object_boxes
 from napari_unsam.model.pixel_changes import PixelChange
 from napari_unsam.model.plane import view_of_layer
-from napari_unsam.viewer.layers import OBJECTS_NAME, SOURCE_KEY, holds_objects, is_of, object_colours
+from napari_unsam.viewer.layers import OBJECTS_NAME, SOURCE_KEY, belongs_to, holds_objects, object_colours
 from napari_unsam.viewer.object_table import ObjectTable, WriteObjects
 from napari_unsam.viewer.object_write import MAX_LABEL, ObjectWrite
 from napari_unsam.viewer.port import SessionPort
@@ -47,7 +47,7 @@ class Objects:
         if image is None:
             return None
         shape = self._session.frame.shape
-        found = (layer for layer in layers if isinstance(layer, Labels) and is_of(layer, image))
+        found = (layer for layer in layers if isinstance(layer, Labels) and belongs_to(layer, image))
         return next((layer for layer in found if layer.data.shape == shape), None)
 
     def prepare(self) -> bool:
@@ -91,7 +91,7 @@ class Objects:
             self._add_table(layer)
         return self._tables[layer]
 
-    def make_write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
+    def write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> WriteObjects:
         """Makes the action that writes objects. Each do and undo puts a deleted layer back into the viewer.
 
         Args:
@@ -111,7 +111,7 @@ class Objects:
 
     def unused(self, image: Image) -> list[Labels]:
         """The layers of an image that never had an object."""
-        known = [labels for labels, table in self._tables.items() if table.highest == 0 and is_of(labels, image)]
+        known = [labels for labels, table in self._tables.items() if table.highest == 0 and belongs_to(labels, image)]
         return [labels for labels in known if not object_boxes(labels.data)]  # scripts may write without an event
 
     def removed(self, layer: Layer) -> bool:
@@ -174,7 +174,7 @@ class Objects:
         return labels is not None
 
     def _image_of(self, layer: Labels) -> Image | None:
-        return next((image for image in self._session.viewer.layers if is_of(layer, image)), None)
+        return next((image for image in self._session.viewer.layers if belongs_to(layer, image)), None)
 
     def _add_table(self, labels: Labels, is_empty: bool = False) -> None:
         view = partial(view_of_layer, self._session.viewer, labels)

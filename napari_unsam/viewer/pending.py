@@ -72,7 +72,7 @@ class PendingObjects:
             controller.show_problem(_NOTHING_YET)
             return
         kept = pending_object(proposal, controller.prompts_here.object_id)
-        controller.history.do(controller.next_object(Prompts(), kept))
+        controller.history.do(controller.next_object_action(Prompts(), kept))
         count = counted(len(controller.prompts.pending), 'object')
         controller.show_info(f'{count} kept; click on another object. {KEYS["commit"].key} commits all.')
 
@@ -98,7 +98,7 @@ class PendingObjects:
         what = f'object {writes[0].label}' if len(writes) == 1 else f'{len(writes)} objects'
         name = f'commit {what}'
         controller.history.do(
-            ActionGroup(name, [session.make_write_action(name, writes), controller.next_object(done)])
+            ActionGroup(name, [session.write_action(name, writes), controller.next_object_action(done)])
         )
         labels.selected_label = writes[-1].label
         area_px = sum(int(write.mask.sum()) for write in writes)
@@ -155,4 +155,4 @@ class PendingObjects:
 
 def _prompts_of(prompts: Prompts, plane: Plane, object_id: int) -> Prompts:
     """The prompts of one object on a plane, and the object itself if it is pending."""
-    return on_plane(prompts, plane).keeping(lambda prompt: prompt.object_id == object_id)
+    return on_plane(prompts, plane).filtered(lambda prompt: prompt.object_id == object_id)

@@ -72,7 +72,7 @@ class SessionPort(Protocol):
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
         """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty."""
 
-    def make_write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
+    def write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
         """Makes the action that writes objects."""
 
     def commit(self) -> None:

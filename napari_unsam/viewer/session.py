@@ -20,10 +20,10 @@ from napari_unsam.model.history import Action, ActionHistory, Change
 from napari_unsam.model.label_boxes import Slices
 from napari_unsam.model.pixels import plane_pixels
 from napari_unsam.model.plane import Plane, plane_at, plane_in_view
-from napari_unsam.model.plane_prompts import is_drawn_well
+from napari_unsam.model.plane_prompts import is_valid_shape
 from napari_unsam.model.prompts import Polarity, Prompts, ShapeKind
 from napari_unsam.viewer.inputs import Inputs
-from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, move_with_image
+from napari_unsam.viewer.layers import PromptLayers, after_points_event, after_shapes_event, update_transform
 from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.objects import Objects
 from napari_unsam.viewer.pending import PendingObjects
@@ -84,8 +84,8 @@ class ViewerSession:
         self.inputs = Inputs(viewer, controller, self.click)
         self.inputs.add(
             {
-                'coarser': controller.coarser,
-                'finer': controller.finer,
+                'coarser': controller.larger_mask,
+                'finer': controller.smaller_mask,
                 'commit': self.commit,
                 'next_object': self.next_object,
                 'switch_polarity': controller.toggle_polarity,
@@ -203,7 +203,7 @@ class ViewerSession:
         return self._objects.ensure()
 
     def next_label(self, layer: Labels | None = None) -> int:
-        """A label that no object of the image has, or had in this session; `layer` as in `make_write_action`."""
+        """A label that no object of the image has, or had in this session; `layer` as in `write_action`."""
         return self._objects.table(layer).highest + 1
 
     def box_of(self, label: int) -> Slices | None:
@@ -212,14 +212,11 @@ class ViewerSession:
         return None if labels is None else self._objects.table(labels).box_of(label)
 
     def write_objects(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> None:
-        """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty.
-
-        See `make_write_action`.
-        """
+        """Writes, overwrites or erases objects, as one action; does nothing if `writes` is empty. See `write_action`."""
         if writes:
-            self.history.do(self.make_write_action(name, writes, layer))
+            self.history.do(self.write_action(name, writes, layer))
 
-    def make_write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
+    def write_action(self, name: str, writes: Sequence[ObjectWrite], layer: Labels | None = None) -> Action:
         """Makes the action that writes objects.
 
         Args:
@@ -231,7 +228,7 @@ class ViewerSession:
             UnSAMError: If no image is chosen, the image of the layer was removed, or the layer's dtype is too small
                 for a label.
         """
-        return self._objects.make_write_action(name, writes, layer)
+        return self._objects.write_action(name, writes, layer)
 
     def draw(self, kind: ShapeKind | None) -> None:
         """Selects the tool for boxes, outlines or scribbles; None selects pan/zoom."""
@@ -305,11 +302,11 @@ class ViewerSession:
 
     def commit(self) -> None:
         """Writes the current mask and the pending objects as objects of the layer, after the last click is answered."""
-        self.controller.when_answered(self.pending.commit)
+        self.controller.after_prediction(self.pending.commit)
 
     def next_object(self) -> None:
         """Keeps the current mask for a later commit, so that the next click starts another object."""
-        self.controller.when_answered(self.pending.keep)
+        self.controller.after_prediction(self.pending.keep)
 
     def close(self) -> None:
         """Releases the mouse and the keys and removes the prompt layers; committed objects stay."""
@@ -343,7 +340,7 @@ class ViewerSession:
     def _image_moved(self) -> None:
         frame = self.frame
         for layer in self.viewer.layers:
-            move_with_image(layer, frame)
+            update_transform(layer, frame)
         self._retarget()
 
     def _put_channels(self, image: Image, chosen: tuple[Channels | LayerChannels | None, Prompts]) -> None:
@@ -355,7 +352,7 @@ class ViewerSession:
             self._drop_prompt_layers()
             remove_layers(self.viewer, self._objects.unused(image))
         self._sources.set_channels(image, channels)
-        self.controller.put_prompts(image.unique_id, prompts)
+        self.controller.set_prompts_without_undo(image.unique_id, prompts)
         self.controller.forget(image.unique_id)
         if is_here:
             self._retarget()
@@ -366,7 +363,7 @@ class ViewerSession:
         layers = self._prompt_layers
         if layers is not None and image is self.image and layers.points.ndim != len(self.frame.shape):
             self._drop_prompt_layers()
-            self.controller.put_prompts(image.unique_id, Prompts())
+            self.controller.set_prompts_without_undo(image.unique_id, Prompts())
         self._retarget()
 
     def _contrast_changed(self, image: Image) -> None:
@@ -411,7 +408,7 @@ class ViewerSession:
     def _update_prompts(self) -> None:
         """Draws the current prompts; waits for the mask if it comes at once, since drawing twice would delay it."""
         controller = self.controller
-        comes_at_once = controller.is_answering and not controller.is_busy and not controller.is_loading
+        comes_at_once = controller.is_predicting and not controller.is_busy and not controller.is_loading
         if self._is_outdated and not comes_at_once:
             self._is_outdated = False
             self._show_prompts()
@@ -450,7 +447,7 @@ class ViewerSession:
         if edited is None or target is None:
             return
         prompts, name = edited
-        usable = tuple(shape for shape in prompts.shapes if is_drawn_well(shape, target.plane))
+        usable = tuple(shape for shape in prompts.shapes if is_valid_shape(shape, target.plane))
         if len(usable) < len(prompts.shapes):
             controller.show_problem('The shape contains no pixel of the image; draw it larger.')
         controller.set_prompts(replace(prompts, shapes=usable), name)

@@ -44,11 +44,11 @@ class Sources:
     def remove(self, layer: Image) -> list[Image]:
         """Forgets a removed layer; returns the images that had it as a channel, whose choice of channels is reset."""
         self._channels.pop(layer, None)
-        lacking = [image for image, channels in self._channels.items() if layer in layers_of(channels)]
-        for image in lacking:
+        affected = [image for image, channels in self._channels.items() if layer in layers_of(channels)]
+        for image in affected:
             self._channels[image] = None
         self._watch()
-        return lacking
+        return affected
 
     def close(self) -> None:
         """Disconnects from all images."""

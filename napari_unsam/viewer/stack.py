@@ -13,7 +13,10 @@ from napari_unsam.model.targets import Target
 from unsam_mm.errors import UnSAMError
 
 _CHANGED = 'The image has changed; precompute its slices again.'
-_LACKS_ROOM = 'Space for {kept} of {wanted} slices only; increase it in Preferences > UnSAM, then reopen the dock.'
+_STORE_TOO_SMALL = (
+    'Only {stored} of {wanted} slices fit on disk; increase the size of the folder in Preferences > UnSAM, '
+    'then reopen the dock.'
+)
 
 
 class SlicePrecomputer:
@@ -56,12 +59,12 @@ class SlicePrecomputer:
                 progress(fraction, text)
 
             return controller.planes.embedder.stack(
-                targets, on_progress, lambda number: self._keep(targets[number], version)
+                targets, on_progress, lambda number: self._mark_stored(targets[number], version)
             )
 
         def done(report: StackReport) -> None:
             if report.stored < len(targets):
-                controller.show_problem(_LACKS_ROOM.format(kept=report.stored, wanted=len(targets)))
+                controller.show_problem(_STORE_TOO_SMALL.format(stored=report.stored, wanted=len(targets)))
             else:
                 controller.show_info(f'All {len(targets)} slices are precomputed.')
             self._load()
@@ -80,15 +83,15 @@ class SlicePrecomputer:
             for target in [target for target in self._stored if target.source == source]:
                 del self._stored[target]
 
-    def _keep(self, target: Target, version: int) -> None:
+    def _mark_stored(self, target: Target, version: int) -> None:
         with self._lock:
             self._stored[target] = version
 
     def _load(self) -> None:
         """Loads the plane in view if it is on disk and no other plane is being analysed."""
         controller = self._controller
-        target, making = controller.target, controller.embedding
-        if controller.plane is None and self._is_stored(target) and (making is None or self._is_stored(making)):
+        target, embedding = controller.target, controller.embedding
+        if controller.plane is None and self._is_stored(target) and (embedding is None or self._is_stored(embedding)):
             controller.embed()
 
     def _is_stored(self, target: Target | None) -> bool:

@@ -108,7 +108,7 @@ class _Track:
         appearance: Appearance of the object in its last known slice.
         appearance_score: Expected IoU of the known mask in that slice.
         largest_px: The largest area so far.
-        is_over: True if the object has ended; it begins again in the next slice where it is known.
+        has_ended: True if the object has ended; it begins again in the next slice where it is known.
     """
 
     slices: SliceMasks
@@ -116,7 +116,7 @@ class _Track:
     appearance: np.ndarray
     appearance_score: float
     largest_px: int
-    is_over: bool = False
+    has_ended: bool = False
 
 
 class _Sweep:
@@ -157,7 +157,7 @@ class _Sweep:
             self._begin(tracks, label, z, bins)
 
     def _is_wanted(self, label: int, track: _Track, z: int, step: int) -> bool:
-        if track.is_over:
+        if track.has_ended:
             return False
         against = Direction.BACK if step > 0 else Direction.FORWARD
         between = any((other - z) * step > 0 for other in self._known[label])
@@ -173,7 +173,7 @@ class _Sweep:
             score = appearance_score(mask, appearance, bins)
             tracks[label] = _Track(slices, mask, appearance, score, mask.area_px)
         elif earlier is not None:
-            earlier.is_over = True
+            earlier.has_ended = True
 
     def _continue(self, track: _Track, z: int, match: SliceMask) -> None:
         """Continues a track with a match, or ends it."""
@@ -182,7 +182,7 @@ class _Sweep:
         if is_tiny or is_weak:
             granularity = 0.0 if is_tiny else match.granularity
             track.slices[z] = replace(match, mask=EMPTY, granularity=granularity, state=SliceState.STOPPED)
-            track.is_over = True
+            track.has_ended = True
         else:
             track.slices[z], track.last = match, match.mask
             track.largest_px = max(track.largest_px, match.mask.area_px)

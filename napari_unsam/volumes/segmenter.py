@@ -16,13 +16,13 @@ from napari_unsam.keys import TO_UNDO
 from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.part_whole import ObjectClass
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 from napari_unsam.model.frame import Frame
 from napari_unsam.model.history import ActionGroup
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.model.targets import Target
 from napari_unsam.model.text import counted
-from napari_unsam.viewer.layers import AddLayers, following
+from napari_unsam.viewer.layers import AddLayers, following_arguments
 from napari_unsam.viewer.object_write import ObjectWrite, limited_to_free, renumbered
 from napari_unsam.viewer.port import SessionPort
 from napari_unsam.volumes.linking import LinkSettings, link
@@ -59,7 +59,7 @@ class StackSettings:
         level: Level of the regions in [0, 1], for `Regions.LEVEL`.
         min_area_px: Minimum area of a region in a slice.
         max_share: Maximum area of a region as a share of its slice; larger ones are background.
-        side: Brightness of objects relative to their surroundings.
+        brightness: Brightness of objects relative to their surroundings.
         links: When regions are linked.
     """
 
@@ -67,13 +67,15 @@ class StackSettings:
     level: float = 0.5
     min_area_px: int = 50
     max_share: float = 0.2
-    side: Side = Side.ANY
+    brightness: Brightness = Brightness.ANY
     links: LinkSettings = field(default_factory=LinkSettings)
 
     @property
     def limits(self) -> RegionFilter:
         """Which regions of a slice count as objects; they may touch the outline of the slice."""
-        return RegionFilter(self.min_area_px, self.max_share, max_border_share=1.0, min_score=0.0, side=self.side)
+        return RegionFilter(
+            self.min_area_px, self.max_share, max_border_share=1.0, min_score=0.0, brightness=self.brightness
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +169,9 @@ class VolumeSegmenter:
     def propagate_current(self) -> None:
         """Propagates the current mask, which is committed first, or else the object with the selected label."""
         if self._is_ready():
-            self.session.controller.when_answered(self._propagate_answered)
+            self.session.controller.after_prediction(self._propagate_predicted)
 
-    def _propagate_answered(self) -> None:
+    def _propagate_predicted(self) -> None:
         controller = self.session.controller
         if controller.proposal is not None:
             self.session.commit()
@@ -244,7 +246,7 @@ class VolumeSegmenter:
                 session.controller.show_problem('No object was found; change the level or the minimum size.')
                 return
             name = f'find {counted(len(writes), one)}'
-            actions = [session.make_write_action(name, writes, layer)]
+            actions = [session.write_action(name, writes, layer)]
             if table is not None:
                 tracks = self._tracks(table, min(targets), slicing, frame)
                 actions.append(AddLayers(name, session.viewer, [tracks]))
@@ -305,7 +307,7 @@ class VolumeSegmenter:
 
             def plane(z: int) -> EmbeddedPlane:
                 # The fraction does not change: the number of slices to analyse is not known.
-                return session.controller.planes.embedded(targets[z], lambda _fraction, text: progress(done, text))
+                return session.controller.planes.get_or_embed(targets[z], lambda _fraction, text: progress(done, text))
 
             all_known = with_corrections(known, before, slicing, layer.data, targets)
             found = propagate(plane, lambda z: targets[z].read(), all_known, z_range, settings, report)
@@ -336,7 +338,7 @@ class VolumeSegmenter:
 
     def _objects_in(self, target: Target, settings: StackSettings, progress: ProgressCallback) -> ObjectClass:
         """The objects of one slice."""
-        tree = self.session.controller.planes.embedded(target, progress).hierarchy
+        tree = self.session.controller.planes.get_or_embed(target, progress).hierarchy
         if tree is None:
             raise UnSAMError(_TOO_LARGE)
         level = settings.level if settings.regions is Regions.LEVEL else None
@@ -347,7 +349,7 @@ class VolumeSegmenter:
         data[:, 1:] = slicing.plane.index
         data[:, [0, 1 + slicing.axis, *(1 + axis for axis in slicing.plane.axes)]] = table.data
         data[:, 1 + slicing.axis] += first
-        return Tracks(data, graph=table.graph, name=TRACKS_NAME, **following(frame))
+        return Tracks(data, graph=table.graph, name=TRACKS_NAME, **following_arguments(frame))
 
     def _image_changed(self) -> None:
         self._shape = None
@@ -371,7 +373,7 @@ def _linked(
     found: Sequence[ObjectClass], zs: Sequence[int], slicing: SliceAxis, settings: LinkSettings, as_tracks: bool
 ) -> tuple[list[ObjectWrite], TrackTable | None]:
     """Links the objects of slices; returns the objects to write, labelled from 1, and the tracks if wanted."""
-    maps = [kind.labels.astype(np.int32) for kind in found]
+    maps = [objects.labels.astype(np.int32) for objects in found]
     table = track(maps, settings) if as_tracks else None
     objects = link(maps, settings) if table is None else list(table.regions.values())
     parents = {} if table is None else {child: mothers[0] for child, mothers in table.graph.items()}

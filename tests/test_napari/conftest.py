@@ -56,7 +56,7 @@ def settle(mailbox):
     """Waits until a controller has made the plane ready and has answered."""
 
     def wait(controller: SegmentationController) -> None:
-        mailbox.open_until(lambda: not controller.is_busy and not controller.is_answering)
+        mailbox.open_until(lambda: not controller.is_busy and not controller.is_predicting)
 
     return wait
 

@@ -26,13 +26,13 @@ class _Controller:
     def prompts_of(self, source):
         return self.by_image.get(source, Prompts())
 
-    def put_prompts(self, source, prompts):
+    def set_prompts_without_undo(self, source, prompts):
         self.by_image[source] = prompts
         self.prompts_changed.emit()
 
-    def restoring_prompts(self, source, prompts, polarity):
+    def restore_action(self, source, prompts, polarity):
         def put(state):
-            self.put_prompts(source, state[0])
+            self.set_prompts_without_undo(source, state[0])
             self.polarity = state[1]
 
         return Change('prompts', put, (self.prompts_of(source), self.polarity), (prompts, polarity))
@@ -77,7 +77,7 @@ class Session:
         self.image_changed.emit()
 
     def prompt(self, prompts):
-        self.controller.put_prompts(self.image.unique_id, prompts)
+        self.controller.set_prompts_without_undo(self.image.unique_id, prompts)
 
     def ensure_objects(self):
         if self.objects is None:
@@ -95,11 +95,11 @@ class Session:
     def next_label(self):
         return int(self.ensure_objects().data.max()) + 1
 
-    def make_write_action(self, name, writes):
+    def write_action(self, name, writes):
         return _Write(self.ensure_objects(), writes)
 
     def write_objects(self, name, writes):
-        self.history.do(self.make_write_action(name, writes))
+        self.history.do(self.write_action(name, writes))
 
     def commit(self, label, box, **features):
         mask = np.random.default_rng(label).random([part.stop - part.start for part in box]) < 0.7

@@ -20,7 +20,7 @@ import unsam_mm
 from napari_unsam.adapt import job as job_module
 from napari_unsam.adapt import steps
 from napari_unsam.adapt.__main__ import main
-from napari_unsam.adapt.comparison import compare, flattened, window_around
+from napari_unsam.adapt.comparison import compare, disjoint_labels, window_around
 from napari_unsam.adapt.crops import MAX_SIDE_PX, choose_crops, write_crops
 from napari_unsam.adapt.job import AdaptJob, AdaptSettings, Stage, mim_home, read_losses
 from napari_unsam.model.plane_prompts import PlanePrompt
@@ -345,7 +345,7 @@ def test_masks_are_laid_flat_best_first_without_the_ground_and_what_is_covered()
     masks[1, 3:9, 2:8] = True  # mostly covered by the first
     masks[2, 5:15, 5:15] = True  # a tenth of it is
     masks[3] = True  # the ground
-    labels = flattened(MaskSet.from_bitmaps(masks))
+    labels = disjoint_labels(MaskSet.from_bitmaps(masks))
     assert np.unique(labels).tolist() == [0, 1, 2]
     assert (labels == 1).sum() == 36
     assert (labels == 2).sum() == 91

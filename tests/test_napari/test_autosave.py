@@ -389,7 +389,7 @@ def test_a_step_of_the_slider_alone_saves_nothing(start, stack, monkeypatch):
     work_a_little(session)
     assert wait_until_saved(autosave)
     noted = []
-    monkeypatch.setattr(autosave_module, '_work', lambda *args: noted.append(args))
+    monkeypatch.setattr(autosave_module, '_current_work', lambda *args: noted.append(args))
     for step in (1, 2, 3):
         session.viewer.dims.set_current_step(0, step)
     assert not noted

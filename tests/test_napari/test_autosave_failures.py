@@ -82,8 +82,8 @@ def test_what_is_being_restored_is_not_saved_in_part(tmp_path, monkeypatch):
     session, autosave = begin(tmp_path)
     autosave.watch(session)
     saved, noted = autosave.find(session.image), []
-    work_now = autosave_module._work
-    monkeypatch.setattr(autosave_module, '_work', lambda *args: noted.append(work_now(*args)))
+    work_now = autosave_module._current_work
+    monkeypatch.setattr(autosave_module, '_current_work', lambda *args: noted.append(work_now(*args)))
     autosave.restore(session, saved)
     assert noted
     assert all(work.labels is session.objects.data and work.prompts == saved.prompts for work in noted)

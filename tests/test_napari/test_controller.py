@@ -53,14 +53,20 @@ def test_clicks_are_answered_in_the_inference_thread(controller, settle, monkeyp
     assert threading.current_thread() not in threads
 
 
-def test_coarser_and_finer_walk_the_masks_and_stop_at_the_ends(controller, click):
+def test_larger_and_smaller_mask_walk_the_masks_and_stop_at_the_ends(controller, click):
     click((0, 0))
     areas = [controller.proposal.area_px]
-    for step in (controller.coarser, controller.coarser, controller.finer, controller.finer, controller.finer):
+    for step in (
+        controller.larger_mask,
+        controller.larger_mask,
+        controller.smaller_mask,
+        controller.smaller_mask,
+        controller.smaller_mask,
+    ):
         step()
         areas.append(controller.proposal.area_px)
     assert areas == [12, 24, 24, 12, 4, 4]
-    assert 'finest' in controller.status.text
+    assert 'smallest' in controller.status.text
 
 
 def test_granularity_slides_along_the_regions_under_the_click(controller, click):
@@ -69,7 +75,7 @@ def test_granularity_slides_along_the_regions_under_the_click(controller, click)
     for granularity in (0.0, 0.9, 1.0):
         controller.set_granularity(granularity)
         areas.append(controller.proposal.area_px)
-    controller.slide(-1)
+    controller.step_region(-1)
     assert [*areas, controller.proposal.area_px] == [4, 12, 24, 12]
     assert controller.proposal.rank == 0
 
@@ -77,7 +83,7 @@ def test_granularity_slides_along_the_regions_under_the_click(controller, click)
 def test_a_step_from_between_the_masks_goes_to_the_next_one(controller, click):
     click((0, 0))
     controller.set_granularity(0.0)
-    controller.coarser()
+    controller.larger_mask()
     assert (controller.proposal.area_px, controller.proposal.rank) == (12, 2)
 
 
@@ -138,8 +144,8 @@ def test_tasks_wait_for_each_other_and_stop_no_longer_run(controller, settle):
     begun.wait(10)
     controller.run('First', task('first'), done.append, is_task=True)
     controller.run('Second', task('second'), both, is_task=True)
-    assert controller.runs('Long')
-    assert controller.runs('Second')
+    assert controller.has_job('Long')
+    assert controller.has_job('Second')
     assert '"First" runs first' in controller.status.text
     settle(controller)
     assert done == ['first', 'second', 'both', 'run']
@@ -150,7 +156,7 @@ def test_a_cancel_stops_tasks_that_wait_too(controller, settle):
     for name in ('First', 'Second'):
         controller.run(name, lambda progress: time.sleep(0.05), done.append, is_task=True)
     controller.cancel()
-    assert not controller.runs('Second')
+    assert not controller.has_job('Second')
     controller.run('Third', lambda progress: 'third', done.append, is_task=True)
     settle(controller)
     assert done == ['third']
@@ -158,9 +164,9 @@ def test_a_cancel_stops_tasks_that_wait_too(controller, settle):
 
 def test_a_step_beyond_the_last_mask_is_told_also_after_sliding(controller, click):
     click((0, 0))
-    controller.slide(9)
-    controller.coarser()
-    assert 'coarsest' in controller.status.text
+    controller.step_region(9)
+    controller.larger_mask()
+    assert 'largest' in controller.status.text
 
 
 def test_a_box_is_answered_like_a_click(controller, settle):
@@ -191,7 +197,7 @@ def test_undo_and_redo_take_clicks_one_by_one_and_name_them(controller, click, s
 
 def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, click, settle):
     click((0, 0))
-    controller.history.do(controller.next_object(controller.prompts_here))
+    controller.history.do(controller.next_object_action(controller.prompts_here))
     assert controller.prompts == Prompts(object_id=2)
     assert controller.proposal is None
     click((3, 0))
@@ -206,9 +212,9 @@ def test_ending_an_object_takes_its_prompts_and_begins_the_next_one(controller, 
 def test_what_waits_for_the_answer_is_done_with_the_answer_to_the_last_click(controller, settle):
     areas = []
     controller.add_prompt((0, 0))
-    controller.when_answered(lambda: areas.append('of one click'))
+    controller.after_prediction(lambda: areas.append('of one click'))
     controller.add_prompt((3, 0))
-    controller.when_answered(lambda: areas.append(controller.proposal.area_px))
+    controller.after_prediction(lambda: areas.append(controller.proposal.area_px))
     settle(controller)
     assert areas == [24]
 
@@ -220,7 +226,7 @@ def test_signals_announce_what_changed(controller, settle):
     controller.add_prompt((0, 0))
     settle(controller)
     assert heard == ['prompts', 'proposal']
-    controller.coarser()
+    controller.larger_mask()
     assert heard == ['prompts', 'proposal', 'proposal']
 
 
@@ -251,7 +257,7 @@ def test_what_was_said_meanwhile_does_not_stand_for_the_reason_why_nothing_can_b
 
 
 def test_stepping_before_a_click_is_harmless_and_said(controller):
-    for step in (controller.coarser, lambda: controller.slide(1), lambda: controller.set_granularity(0.5)):
+    for step in (controller.larger_mask, lambda: controller.step_region(1), lambda: controller.set_granularity(0.5)):
         step()
         assert is_problem(controller, 'click on an object first')
         controller.show_info('')
@@ -272,8 +278,8 @@ def larger(controller, click):
         plane, jobs = OneSize(patches_tree()), []
         controller._jobs = SimpleNamespace(start=lambda _lane, _name, *job: jobs.append(job))
         controller.planes._planes[controller.target] = plane
-        controller.candidates = Candidates.of_answers([controller.candidates.shown])
-        controller.slide(steps)
+        controller.candidates = Candidates.from_masks([controller.candidates.shown])
+        controller.step_region(steps)
         return plane, *jobs[0]
 
     click((0, 0))
@@ -282,7 +288,7 @@ def larger(controller, click):
     controller._jobs = jobs
 
 
-@pytest.mark.parametrize(('steps', 'word'), [(1, 'coarsest'), (-1, 'finest')])
+@pytest.mark.parametrize(('steps', 'word'), [(1, 'largest'), (-1, 'smallest')])
 def test_at_the_end_of_the_sizes_of_a_plane_in_tiles_it_is_said(controller, larger, steps, word):
     _plane, work, on_done = larger(steps)
     on_done(work(lambda fraction, text: None))
@@ -355,7 +361,7 @@ def test_a_long_job_gets_planes_from_memory_and_keeps_those_it_makes(controller,
     targets = [controller.target, patches_target('another')]
 
     def work(progress):
-        return [controller.planes.embedded(target, progress) for target in (*targets, *targets)]
+        return [controller.planes.get_or_embed(target, progress) for target in (*targets, *targets)]
 
     controller.run('Looking', work, made.extend)
     mailbox.open_until(lambda: bool(made))
@@ -476,7 +482,7 @@ def test_an_image_whose_pixels_changed_is_looked_at_again(controller, click):
 
 def test_forgetting_another_image_leaves_the_mask_on_screen_alone(controller, click):
     click((0, 0))
-    controller.coarser()
+    controller.larger_mask()
     before = controller.candidates
     controller.forget('another')
     assert controller.candidates is before
@@ -496,7 +502,7 @@ def test_the_least_recently_used_planes_are_dropped():
     cache = PlaneCache(lambda target, progress: NestedPlane(patches_tree()), max_px=2 * PATCHES.size)
     targets = [patches_target(source) for source in 'abc']
     for target in targets:
-        cache.embedded(target, lambda fraction, text: None)
+        cache.get_or_embed(target, lambda fraction, text: None)
     assert [cache.get(target) is not None for target in targets] == [False, True, True]
 
 
@@ -507,7 +513,7 @@ def test_a_plane_that_is_dropped_while_it_is_analysed_is_not_kept(drop):
         return NestedPlane(patches_tree())
 
     cache, target = PlaneCache(embed), patches_target()
-    assert cache.embedded(target, lambda fraction, text: None).hierarchy is not None
+    assert cache.get_or_embed(target, lambda fraction, text: None).hierarchy is not None
     assert cache.get(target) is None
 
 

@@ -27,7 +27,7 @@ def test_1_a_stack_of_which_a_part_is_ready_is_finished_without_looking_at_that_
         done = []
         controller.run(
             'Looking',
-            lambda progress, wanted=wanted: [controller.planes.embedded(t, progress) for t in wanted],
+            lambda progress, wanted=wanted: [controller.planes.get_or_embed(t, progress) for t in wanted],
             done.append,
         )
         mailbox.open_until(lambda done=done: bool(done))

@@ -7,7 +7,7 @@ from skimage import data
 
 from napari_unsam.levels.cuts import N_COLOURS, LevelCut, RegionFilter
 from napari_unsam.levels.disjoint import LeafOverlaps, best_disjoint, best_of_trees, greedy_disjoint
-from napari_unsam.levels.region_properties import RegionProperties, Scene, Side
+from napari_unsam.levels.region_properties import Brightness, RegionProperties, Scene
 from tests.test_napari.coin_tree import coin_tree
 from tests.test_napari.stand_ins import PATCHES, patches_tree
 from tests.trees import all_masks, random_trees, seeds, trees_of_one_image
@@ -160,17 +160,17 @@ def test_a_disc_is_rounder_and_a_bar_is_longer_and_a_ring_is_emptier():
 def test_the_ground_that_coins_lie_on_is_no_object(coins):
     tree, properties, scene = coins
     assert scene.objects_are_bright
-    kept = RegionFilter().keeps(tree, properties, scene)
+    kept = RegionFilter().is_object(tree, properties, scene)
     assert not kept[tree.path(298, 190)].any()
     assert kept[tree.path(124, 225)].any()  # a coin
-    dark = RegionFilter(side=Side.DARK).keeps(tree, properties, scene)
+    dark = RegionFilter(brightness=Brightness.DARK).is_object(tree, properties, scene)
     assert not (kept & dark).any()
 
 
 def test_limits_of_size_outline_and_score_leave_regions_out(coins):
     tree, properties, scene = coins
-    limits = RegionFilter(500, 0.02, 0.02, 1e-3, Side.ANY)
-    kept = limits.keeps(tree, properties, scene)
+    limits = RegionFilter(500, 0.02, 0.02, 1e-3, Brightness.ANY)
+    kept = limits.is_object(tree, properties, scene)
     assert kept.any()
     assert tree.area[kept].min() >= 500
     assert tree.area[kept].max() <= 0.02 * tree.area[-1]

@@ -13,7 +13,7 @@ from skimage import data
 from skimage.transform import resize
 
 from napari_unsam.levels.preview import LEVELS_NAME
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 from napari_unsam.levels.selector import PreviewMode
 from napari_unsam.qt.levels_panel import LevelsPanel
 from napari_unsam.viewer.session import ViewerSession
@@ -102,8 +102,8 @@ def test_limits_change_what_is_shown_at_once(panel, settle):
     panel.min_area_box.setValue(2000)
     assert 0 < len(panel.selector.selection) < count
     panel.max_share_box.setValue(2)
-    panel.side_choice.setCurrentIndex(list(Side).index(Side.DARK))
-    assert panel.selector.region_filter.side is Side.DARK
+    panel.brightness_choice.setCurrentIndex(list(Brightness).index(Brightness.DARK))
+    assert panel.selector.region_filter.brightness is Brightness.DARK
     assert len(panel.selector.selection) < count
 
 

@@ -13,7 +13,7 @@ from napari_unsam.levels.cuts import RegionFilter
 from napari_unsam.levels.disjoint import Selection
 from napari_unsam.levels.edits import ObjectEdits, Reviewing
 from napari_unsam.levels.preview import LEVELS_NAME, REVIEW_NAME
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 from napari_unsam.levels.selector import PreviewMode, RegionSelector
 from napari_unsam.viewer.object_write import ObjectWrite
 from napari_unsam.viewer.session import ViewerSession
@@ -94,7 +94,7 @@ def test_what_is_chosen_reviewed_and_made_stays_on_an_image_that_is_moved(accept
 
 
 def test_a_region_of_any_kind_fills_the_image_when_nothing_is_background(work, settle):
-    work.set_region_filter(RegionFilter(1, 1, 1, 0, Side.ANY))
+    work.set_region_filter(RegionFilter(1, 1, 1, 0, Brightness.ANY))
     work.show_level(0.5)
     settle(work.session.controller)
     assert shown(work).all()
@@ -268,7 +268,7 @@ def test_examples_add_up_until_they_are_forgotten(accepted, settle):
 
 def test_noted_levels_become_linked_layers_as_one_action(work, settle):
     viewer = work.session.viewer
-    work.set_region_filter(RegionFilter(10, 0.9, 1, 0, Side.ANY))
+    work.set_region_filter(RegionFilter(10, 0.9, 1, 0, Brightness.ANY))
     for name, level in (('coins', 0.17), ('rows', 0.59)):
         work.show_level(level)
         settle(work.session.controller)

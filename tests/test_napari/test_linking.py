@@ -6,7 +6,7 @@ from skimage.measure import label
 
 from napari_unsam.levels.candidate_table import CandidateTable
 from napari_unsam.levels.cuts import RegionFilter
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 from napari_unsam.volumes.linking import LinkSettings, link, overlap_ious
 from tests.test_napari.stand_ins import colour_tree
 
@@ -86,7 +86,7 @@ def test_the_coins_of_a_photo_are_linked_to_themselves_in_a_moved_one():
     for z in range(2):
         image = np.roll(data.coins()[:120, :160], z, axis=1)
         table = CandidateTable(colour_tree(image, lambda *_: None), image)
-        chosen = table.best(RegionFilter(min_area_px=200, max_share=0.2, min_score=0.0, side=Side.ANY))
+        chosen = table.best(RegionFilter(min_area_px=200, max_share=0.2, min_score=0.0, brightness=Brightness.ANY))
         maps.append(table.object_class('coins', chosen).labels)
     linked = link(maps)
     assert len(linked) >= 0.5 * maps[0].max()

@@ -68,7 +68,7 @@ def test_a_commit_writes_all_that_wait_and_one_undo_brings_them_back(on_coffee, 
 
 def test_the_mask_that_was_stepped_to_is_the_one_that_waits(on_coffee, begin):
     begin(ON_CUP)
-    on_coffee.controller.finer()
+    on_coffee.controller.smaller_mask()
     area = on_coffee.controller.proposal.area_px
     on_coffee.next_object()
     on_coffee.commit()
@@ -154,7 +154,7 @@ def test_what_waits_is_saved_and_comes_back_in_another_session(on_coffee, begin,
     on_coffee.next_object()
     before = on_coffee.controller.prompts
     autosave.close()
-    on_coffee.controller.put_prompts(on_coffee.image.unique_id, Prompts())
+    on_coffee.controller.set_prompts_without_undo(on_coffee.image.unique_id, Prompts())
     later = Autosave(tmp_path)
     saved = later.find(on_coffee.image)
     assert saved.prompts == before

@@ -19,7 +19,7 @@ def test_clicks_become_pixels_with_labels_in_their_order():
     question = plane_prompt(prompts, PLANE)
     assert question.points_xy.tolist() == [[21, 10], [6, 5]]
     assert question.labels.tolist() == [1, 0]
-    assert question.can_be_asked
+    assert question.has_positive
 
 
 def test_prompts_of_other_planes_are_not_asked_about():
@@ -32,7 +32,7 @@ def test_a_box_holds_the_pixels_of_its_corners():
     question = plane_prompt(Prompts(shapes=(shape(ShapeKind.BOX, (4, 6), (4, 20), (10, 20), (10, 6)),)), PLANE)
     assert question.box_xyxy.tolist() == [6, 4, 21, 11]
     assert question.points_xy is None
-    assert question.can_be_asked
+    assert question.has_positive
 
 
 def test_the_last_box_counts():
@@ -62,7 +62,7 @@ def test_a_scribble_becomes_a_few_clicks_along_it_the_middle_one_first():
     assert question.labels.tolist() == [0] * 5
     assert question.points_xy[0].tolist() == [25, 20]
     assert sorted(question.points_xy[:, 0]) == [5, 15, 25, 35, 45]
-    assert not question.can_be_asked
+    assert not question.has_positive
 
 
 def test_a_short_scribble_is_one_click_and_what_lies_outside_is_left_out():

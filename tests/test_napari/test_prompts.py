@@ -18,4 +18,4 @@ def test_prompts_are_true_if_there_is_one_of_any_kind():
 def test_prompts_can_be_taken_away_from_others():
     both = Prompts((HERE, THERE), (BOX,), object_id=2)
     assert both.without(Prompts((THERE,))) == Prompts((HERE,), (BOX,), object_id=2)
-    assert both.keeping(lambda prompt: prompt.object_id == 2) == Prompts((THERE,), (BOX,), object_id=2)
+    assert both.filtered(lambda prompt: prompt.object_id == 2) == Prompts((THERE,), (BOX,), object_id=2)

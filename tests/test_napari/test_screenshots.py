@@ -199,7 +199,7 @@ def test_a_stack_is_followed_through_its_slices(follow):
     walk.sees('em_propagated')
 
     user.unfold('Levels')
-    user.choose(levels.side_choice, 'Brighter')
+    user.choose(levels.brightness_choice, 'Brighter')
     user.enter(levels.min_area_box, 200)
     user.push('Auto')
     assert says_about(levels.level_label.text(), 'Auto: 56 objects')

@@ -433,7 +433,7 @@ def test_a_click_is_drawn_with_its_mask(on_coffee, viewer, settle):
     while on_coffee.prepare():
         pass
     on_coffee.click(world(on_coffee, ON_CUP))
-    assert on_coffee.controller.is_answering
+    assert on_coffee.controller.is_predicting
     assert not len(viewer.layers[PROMPTS_NAME].data)
     settle(on_coffee.controller)
     assert len(viewer.layers[PROMPTS_NAME].data) == 1
@@ -472,9 +472,9 @@ def test_a_step_of_granularity_makes_no_thumbnail_and_leaves_nothing_of_the_long
     mouse(world(on_coffee, ON_CUP))
     preview, made = viewer.layers[PREVIEW_NAME], []
     for _ in range(5):
-        on_coffee.controller.coarser()  # until there is room for the longest outline
+        on_coffee.controller.larger_mask()  # until there is room for the longest outline
     preview.events.thumbnail.connect(made.append)
-    for step in (on_coffee.controller.finer, on_coffee.controller.coarser):
+    for step in (on_coffee.controller.smaller_mask, on_coffee.controller.larger_mask):
         for _ in range(5):
             step()
             area_px = on_coffee.controller.proposal.area_px

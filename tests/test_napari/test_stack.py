@@ -133,7 +133,7 @@ def test_a_store_without_room_for_the_stack_is_said(on_stack, embedder, settle):
     on_stack.stack.precompute()
     settle(on_stack.controller)
     assert len(embedder.made) < PLANES
-    assert is_problem(on_stack, 'slices only')
+    assert is_problem(on_stack, 'slices fit on disk')
 
 
 def test_only_stacks_have_planes_to_make_ready(viewer, session):
@@ -201,9 +201,9 @@ class MeddlingSource:
 
 def test_a_plane_that_is_kept_while_another_image_is_forgotten_is_not_lost(on_stack):
     stack, target = on_stack.stack, on_stack.target_at((0, 0, 0))
-    meddling = MeddlingSource(lambda: stack._keep(replace(target, source='late'), 0))
+    meddling = MeddlingSource(lambda: stack._mark_stored(replace(target, source='late'), 0))
     for source in (meddling, 'gone', 'stays'):
-        stack._keep(replace(target, source=source), 0)
+        stack._mark_stored(replace(target, source=source), 0)
     stack.forget('gone')
     meddling.threads[0].join()
     assert [kept.source for kept in stack._stored] == [meddling, 'stays', 'late']

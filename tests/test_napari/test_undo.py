@@ -56,8 +56,8 @@ def test_the_switch_of_what_clicks_say(clicked, back):
 @pytest.mark.parametrize(
     'choose',
     [
-        pytest.param(lambda controller: controller.finer(), id='step'),
-        pytest.param(lambda controller: controller.slide(3), id='wheel'),
+        pytest.param(lambda controller: controller.smaller_mask(), id='step'),
+        pytest.param(lambda controller: controller.step_region(3), id='wheel'),
         pytest.param(lambda controller: [controller.set_granularity(at) for at in (0.2, 0.4, 0.9)], id='slider'),
     ],
 )
@@ -74,14 +74,14 @@ def test_the_choice_of_a_mask_however_many_steps_it_took(clicked, back, choose):
 
 
 def test_a_step_that_shows_the_same_mask_is_no_action(clicked):
-    clicked.controller.slide(1000)
-    clicked.controller.slide(1)
+    clicked.controller.step_region(1000)
+    clicked.controller.step_region(1)
     clicked.controller.undo()
     assert clicked.history.undo_name == 'click'
 
 
 def test_the_mask_that_was_chosen_is_there_again_when_a_later_click_is_taken_back(clicked, back, mouse):
-    clicked.controller.finer()
+    clicked.controller.smaller_mask()
     chosen = shown(clicked)
     mouse(world(clicked, ON_TABLE), button=2)
     back()
@@ -89,7 +89,7 @@ def test_the_mask_that_was_chosen_is_there_again_when_a_later_click_is_taken_bac
 
 
 def test_the_mask_that_was_chosen_is_there_again_when_a_commit_is_taken_back(clicked, back):
-    clicked.controller.slide(2)
+    clicked.controller.step_region(2)
     chosen = shown(clicked)
     clicked.commit()
     back()
@@ -107,7 +107,7 @@ def test_a_choice_on_one_plane_is_not_shown_on_another(viewer, session, settle):
     best = shown(session)
     viewer.dims.set_point(0, 0)
     settle(session.controller)
-    session.controller.finer()
+    session.controller.smaller_mask()
     viewer.dims.set_point(0, 1)
     settle(session.controller)
     session.controller.undo()
@@ -139,7 +139,7 @@ def test_a_granularity_on_a_plane_in_tiles(viewer, make_controller, mailbox, set
     assert controller.proposal.area_px == after
     for direction in (-1, 1):
         shown = controller.proposal.area_px
-        controller.slide(direction)
+        controller.step_region(direction)
         settle(controller)
         assert (controller.proposal.area_px - shown) * direction > 0
     session.close()
@@ -179,12 +179,12 @@ def test_actions_on_an_image_that_is_gone_are_harmless(viewer, session):
 
 
 def test_the_status_says_what_was_undone_even_once_the_mask_is_there_again(clicked, back):
-    clicked.controller.slide(2)
+    clicked.controller.step_region(2)
     clicked.commit()
     back()
     assert clicked.controller.proposal is not None
     assert clicked.controller.status.text == 'Undone: commit object 1. Press Shift-U to redo.'
-    clicked.controller.finer()
+    clicked.controller.smaller_mask()
     assert clicked.controller.status.text == HINT
 
 

@@ -10,7 +10,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
 from skimage.draw import disk
 
-from napari_unsam.levels.region_properties import Side
+from napari_unsam.levels.region_properties import Brightness
 from napari_unsam.model.mask import EMPTY, BoxMask
 from napari_unsam.qt.iou_strip import IouStrip, colour_of
 from napari_unsam.qt.volume_panel import VolumePanel
@@ -376,18 +376,19 @@ def test_one_level_of_all_slices_is_joined(panel, session, press):
 
 
 @pytest.mark.parametrize(
-    ('side', 'other_side', 'is_inverted'), [(Side.BRIGHT, Side.DARK, False), (Side.DARK, Side.BRIGHT, True)]
+    ('brightness', 'other', 'is_inverted'),
+    [(Brightness.BRIGHT, Brightness.DARK, False), (Brightness.DARK, Brightness.BRIGHT, True)],
 )
-def test_objects_lie_on_the_side_of_the_light_that_was_chosen(panel, session, press, side, other_side, is_inverted):
+def test_objects_lie_on_the_side_of_the_light_that_was_chosen(panel, session, press, brightness, other, is_inverted):
     if is_inverted:
         session.image.data = 255 - session.image.data
     in_discs = np.array([disc(BALL, z) | disc(OTHER, z) for z in range(N_SLICES)])
     panel.regions_choice.setCurrentIndex(panel.regions_choice.findData(Regions.BEST))
-    panel.side_choice.setCurrentIndex(panel.side_choice.findData(other_side))
+    panel.brightness_choice.setCurrentIndex(panel.brightness_choice.findData(other))
     press(panel.automatic_button)
     assert not ((session.ensure_objects().data > 0) & in_discs).any()
     session.controller.undo()
-    panel.side_choice.setCurrentIndex(panel.side_choice.findData(side))
+    panel.brightness_choice.setCurrentIndex(panel.brightness_choice.findData(brightness))
     press(panel.automatic_button)
     found = session.objects.data > 0
     assert (found & in_discs).sum() > 0.9 * (found | in_discs).sum()
@@ -397,7 +398,7 @@ def test_objects_lie_on_the_side_of_the_light_that_was_chosen(panel, session, pr
 def finding(panel, session, mailbox):
     """All objects of the stack are being found; the result waits until `finding()`."""
     panel.regions_choice.setCurrentIndex(panel.regions_choice.findData(Regions.BEST))
-    panel.side_choice.setCurrentIndex(panel.side_choice.findData(Side.BRIGHT))
+    panel.brightness_choice.setCurrentIndex(panel.brightness_choice.findData(Brightness.BRIGHT))
     panel.automatic_button.click()
     return lambda: mailbox.open_until(lambda: not session.controller.is_busy)
 

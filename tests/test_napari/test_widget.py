@@ -61,7 +61,7 @@ def wait_for_tree(qtbot, widget):
 
 
 def wait_for_answer(qtbot, widget):
-    qtbot.waitUntil(lambda: not widget.controller.is_answering, timeout=20_000)
+    qtbot.waitUntil(lambda: not widget.controller.is_predicting, timeout=20_000)
 
 
 def test_the_dock_begins_with_the_selected_image(dock, viewer):

@@ -55,7 +55,7 @@ class User:
     def wait(self) -> None:
         """Until nothing runs and the mask on screen is the answer."""
         controller = self.dock.controller
-        self.qtbot.waitUntil(lambda: not controller.is_busy and not controller.is_answering, timeout=_TIMEOUT_MS)
+        self.qtbot.waitUntil(lambda: not controller.is_busy and not controller.is_predicting, timeout=_TIMEOUT_MS)
 
     def click(self, pixel, button=Qt.MouseButton.LeftButton, modifier=Qt.KeyboardModifier.NoModifier) -> None:
         QTest.mouseClick(self.canvas, button, modifier, self._on_canvas(pixel), 20)
