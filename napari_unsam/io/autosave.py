@@ -404,7 +404,7 @@ class Autosave:
             started_s = time.monotonic()
             for record in unsaved:
                 self._save(record)
-            pause_s = max(self._delay_s, (time.monotonic() - started_s) / _WORKING_SHARE)
+            pause_s = max(self._delay_s, (time.monotonic() - started_s) / _MAX_TIME_SHARE)
             with self._condition:
                 ended = [record for record in self._records if record.is_finished]
                 self._records = [record for record in self._records if record not in ended]
