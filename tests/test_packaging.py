@@ -96,6 +96,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the wheel is installed into, to be put on the path."""
     site = tmp_path_factory.mktemp('installed')
     run(*PIP, 'install', *OFFLINE, '--target', site, wheel, cwd=site)
+    copy_compiled_functions(site)
     return site
 
 
@@ -109,7 +110,22 @@ def editable(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outer = [path for path in sys.path if Path(path).name in ('site-packages', 'dist-packages')]
     (purelib / 'outer.pth').write_text('\n'.join(outer), encoding='utf-8')
     run(*PIP, '--python', python, 'install', *OFFLINE, '--editable', source, cwd=folder)
+    copy_compiled_functions(source)
     return python
+
+
+def copy_compiled_functions(folder: Path) -> None:
+    """Copies numba's cache from the checkout, so that the same functions are not compiled again, which takes seconds.
+
+    Numba takes what is in the cache only if the time and the size of the source file are those of the cached one.
+    """
+    for package in PACKAGES:
+        for cached in (CHECKOUT / package).rglob('__pycache__/*.nb[ci]'):
+            copy = folder / cached.relative_to(CHECKOUT)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy2(cached, copy)
+            module = Path(cached.parents[1], f'{cached.name.partition(".")[0]}.py')
+            shutil.copystat(module, folder / module.relative_to(CHECKOUT))
 
 
 @pytest.fixture(scope='module')
