@@ -280,7 +280,7 @@ def test_a_stack_cancelled_at_half_goes_on_from_there_and_ends_the_same(store, t
     assert len(made) == 3
     assert cancelling.texts[-1] == 'slice 4 of 6: measuring'
     report = embed_stack(reads, embed, 'v1', store)
-    assert (report.made, report.stored) == (3, 6)
+    assert (report.analysed, report.stored) == (3, 6)
     assert len(set(made)) == len(made) == 6
     at_once = EmbeddingStore(tmp_path / 'at once', PLENTY)
     assert embed_stack(reads, brightness, 'v1', at_once).keys == report.keys
@@ -297,7 +297,7 @@ def test_a_stack_is_made_again_for_other_settings_only(store):
 def test_equal_planes_of_a_stack_are_embedded_once(store):
     plane = photo_planes(1)[0]
     report = embed_stack([lambda: plane] * 4, brightness, 'v1', store)
-    assert report.made == 1
+    assert report.analysed == 1
 
 
 def test_a_damaged_plane_of_a_stack_is_made_again(store):
@@ -305,7 +305,7 @@ def test_a_damaged_plane_of_a_stack_is_made_again(store):
     keys = embed_stack(reads, brightness, 'v1', store).keys
     (store.folder / f'{keys[1]}.plane.npz').write_bytes(b'PK')
     report = embed_stack(reads, brightness, 'v1', store)
-    assert report.made == 1
+    assert report.analysed == 1
 
 
 def test_a_store_too_small_for_a_stack_ends_the_run_and_says_how_many_planes_it_kept(tmp_path):
@@ -315,7 +315,7 @@ def test_a_store_too_small_for_a_stack_ends_the_run_and_says_how_many_planes_it_
     report = embed_stack(
         [lambda plane=plane: plane for plane in planes], lambda pixels, progress: arrays.pop(), 'v1', store
     )
-    assert report.made == 2
+    assert report.analysed == 2
     assert report.stored == 1
 
 
@@ -334,7 +334,7 @@ def test_the_trees_of_a_real_stack_come_back_from_the_store_as_they_were(store, 
     with pytest.raises(JobCancelled):
         embed_stack(reads, embed, 'tree', store, Cancelling(at=0.5))
     report = embed_stack(reads, embed, 'tree', store)
-    assert report.made == 2
+    assert report.analysed == 2
     for plane, key in list(zip(planes, report.keys, strict=True))[::3]:  # of the first run and of the second
         predictor.engine.set_embedding(store.load(key))
         kept = predictor.predict(np.array([[60, 60]]), np.array([1]))[0]

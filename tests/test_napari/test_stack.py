@@ -201,9 +201,9 @@ class MeddlingSource:
 
 def test_a_plane_that_is_kept_while_another_image_is_forgotten_is_not_lost(on_stack):
     stack, target = on_stack.stack, on_stack.target_at((0, 0, 0))
-    meddling = MeddlingSource(lambda: stack._keep(replace(target, source='late'), 0))
+    meddling = MeddlingSource(lambda: stack._mark_stored(replace(target, source='late'), 0))
     for source in (meddling, 'gone', 'stays'):
-        stack._keep(replace(target, source=source), 0)
+        stack._mark_stored(replace(target, source=source), 0)
     stack.forget('gone')
     meddling.threads[0].join()
     assert [kept.source for kept in stack._stored] == [meddling, 'stays', 'late']
