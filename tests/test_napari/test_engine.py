@@ -155,7 +155,7 @@ def test_planes_that_were_made_ahead_are_not_looked_at_again(looked_at, tmp_path
     report = embedder.stack(targets, silent, kept.append)
     assert (report.analysed, report.stored) == (2, 2)
     assert kept == [0, 1]
-    assert embedder.stack(targets, silent, kept.append).made == 0
+    assert embedder.stack(targets, silent, kept.append).analysed == 0
     assert embedder(targets[1], silent).answer(COIN_XY, POSITIVE)
     assert len(looked_at) == 2
 
