@@ -173,7 +173,7 @@ class TestCluster:
             return 'not visible' if self._address == blind else None
 
         monkeypatch.setattr(scale._WorkerPlugin, '_find_problem', find_problem)
-        monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
+        monkeypatch.setattr(scale, '_UNUSABLE_PAUSE_S', 0.0)
         report = job(cluster.scheduler_address).run()
         assert report.done == N_IMAGES - 1
         assert contents(tmp_path / 'out') == quiet
@@ -193,7 +193,7 @@ class TestCluster:
         monkeypatch.setattr(
             scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._process in blind else None
         )
-        monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
+        monkeypatch.setattr(scale, '_UNUSABLE_PAUSE_S', 0.0)
         report = job(cluster.scheduler_address).run()
         assert list(report.failed) == ['a/04.png']
         assert contents(tmp_path / 'out') == quiet
@@ -201,7 +201,7 @@ class TestCluster:
 
     def test_a_run_ends_once_no_worker_can_go_on(self, job, cluster, quiet, tmp_path, monkeypatch):
         monkeypatch.setattr(scale._WorkerPlugin, '_find_problem', lambda self: 'not mounted' if self._process else None)
-        monkeypatch.setattr(scale, '_UNFIT_PAUSE_S', 0.0)
+        monkeypatch.setattr(scale, '_UNUSABLE_PAUSE_S', 0.0)
         with pytest.raises(UnSAMError, match=r'no usable worker is left \(not mounted\); finished images'):
             job(cluster.scheduler_address).run()
         monkeypatch.undo()
