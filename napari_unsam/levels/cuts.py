@@ -14,7 +14,7 @@ from unsam_mm.masks.hierarchy import MaskHierarchy
 N_COLOURS = 10
 """Number of colours in a drawing; its values are 1 to `N_COLOURS`."""
 
-_COLOUR_STEP = 7  # coprime to `N_COLOURS`, so that neighbours get different colours
+_COLOUR_STEP = 7  # coprime to `N_COLOURS`, so that ten consecutive leaf numbers get ten colours
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,15 @@ class RegionFilter:
 
 
 class LevelCut:
-    """Draws the levels of one tree. A region has the same colour at all levels, and shares it with its first child."""
+    """Draws the levels of one tree. A region has the same colour at all levels, and shares it with its first child.
+
+    Args:
+        tree: The tree.
+
+    Attributes:
+        begins: (N,) the lowest level at which each region is in the cut; 0 for leaves.
+        ends: (N,) the level at which its parent replaces it, exclusive; infinite for the root.
+    """
 
     def __init__(self, tree: MaskHierarchy) -> None:
         self.tree = tree
@@ -69,8 +77,8 @@ class LevelCut:
         """
         if not 0 <= level <= 1:
             raise UnSAMError(f'a level must lie in [0, 1], got {level}')
-        alive = (self.begins <= level) & (level < self.ends)
-        return np.flatnonzero(alive if kept is None else alive & kept)
+        in_cut = (self.begins <= level) & (level < self.ends)
+        return np.flatnonzero(in_cut if kept is None else in_cut & kept)
 
     def draw(self, nodes: np.ndarray, out: np.ndarray) -> None:
         """Draws disjoint regions.

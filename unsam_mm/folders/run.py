@@ -47,7 +47,7 @@ class FolderReport:
 
 
 class Quarantine:
-    """Text files of failed images, with the reason; the file of an image is removed when its masks are written.
+    """Text files of failed or unfinished images, with the reason; a file is removed when the masks are written.
 
     Each file has one line: the image name as JSON, a tab, and the reason. Other files in the folder are not changed.
 
@@ -64,7 +64,7 @@ class Quarantine:
         return {name for path in paths if path.suffix == _SUFFIX and (name := self._name_in(path)) is not None}
 
     def add(self, name: str, reason: str) -> None:
-        """Writes the file of an image, unless its name is too long for the disk or another file has this name.
+        """Writes the file of an image, unless its name is too long for the file system or another file has this name.
 
         Raises:
             StoreError: If the folder cannot be written.
@@ -79,7 +79,7 @@ class Quarantine:
     def release(self, name: str) -> None:
         """Removes the file of an image."""
         path = self._path_of(name)
-        with suppress(OSError):  # the name is too long for the disk
+        with suppress(OSError):  # the name is too long for the file system
             if path.exists() and self._name_in(path) is not None:
                 path.unlink(missing_ok=True)
 
@@ -129,7 +129,7 @@ class FolderJob:
     dask: str | None = None
 
     def run(self, on_image: Callable[[FolderReport], None] = lambda report: None) -> FolderReport:
-        """Processes the images without current masks. An interrupted run is continued by the next.
+        """Processes the images without up-to-date masks. An interrupted run is continued by the next.
 
         Args:
             on_image: Called at the start and after each image with the report so far.

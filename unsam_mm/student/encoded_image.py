@@ -23,12 +23,12 @@ _GRANULARITY_STEP = 0.03  # smallest difference of the granularities of one prom
 _BOX_FRACTIONS = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)  # areas of the object, relative to the area of the box
 _PREVIOUS_POWER = 0.25  # power of the IoU with the earlier mask; low, since the clicks correct that mask
 _MIN_SCORE = 1e-6
-_VIOLATION_PENALTY = 0.5  # factor of the score for each click that the predicted mask violates
+_VIOLATION_PENALTY = 0.5  # factor of the score for each region of a click that the predicted mask violates
 
 
 @dataclass(frozen=True, eq=False)
 class RegionPrompt:
-    """One prompt, as sets of regions; `RegionPrompts` are the inputs of the network for several.
+    """One prompt, as sets of regions; `RegionPrompts` are several, as inputs of the network.
 
     Attributes:
         positive: (K,) int64 regions that belong to the object.
@@ -50,7 +50,8 @@ class Predictions:
     Attributes:
         masks: (Q, L) bool; each contains all positive regions and no negative one.
         scores: (Q,) float32 in [0, 1].
-        granularity: (Q,) float32 granularity of the prompt; NaN without one.
+        granularity: (Q,) float32 granularity at which a mask was predicted; NaN for the mask without one, and for the
+            masks for single regions.
     """
 
     masks: np.ndarray
@@ -77,10 +78,10 @@ class EncodedImage:
         self._areas_px = tokens.areas_px.astype(np.float64)
 
     def predict_at(self, prompt: RegionPrompt, granularity: float) -> tuple[np.ndarray, np.ndarray]:
-        """The (1, L) bool mask at a granularity and its (1,) float32 score; none if all masks are empty.
+        """The (1, L) bool mask at a granularity and its (1,) float32 score; (0, L) and (0,) if all masks are empty.
 
-        Masks are predicted at the granularities of the nodes that contain the positive regions, or at evenly spaced
-        granularities for a box alone. The one of the nearest area is returned, so the area never falls as the
+        Masks are predicted at the granularities of the nodes that contain at least one positive region, or at evenly
+        spaced granularities for a box alone. The one of the nearest area is returned, so the area never falls as the
         granularity rises.
 
         Args:
@@ -90,7 +91,8 @@ class EncodedImage:
         Raises:
             UnSAMError: If there is neither a positive region nor a box.
         """
-        # By default, `predict` uses only granularities near that of the box if there is no positive region.
+        # By default, `predict` uses only granularities near that of the box if there is no positive region. The last of
+        # these steps is 1.02.
         steps = None if len(prompt.positive) else np.arange(0, 1 + _GRANULARITY_STEP, _GRANULARITY_STEP, np.float32)
         predictions = self.predict(prompt, steps)
         known = np.flatnonzero(~np.isnan(predictions.granularity) & predictions.masks.any(axis=1))
@@ -105,9 +107,9 @@ class EncodedImage:
     def predict(self, prompt: RegionPrompt, granularities: np.ndarray | None = None) -> Predictions:
         """Masks for a prompt: first one without a granularity, then one at each granularity.
 
-        With several clicks, masks for each positive click alone follow. A mask that violates a click is corrected by
-        adding or removing regions, and its score is halved for each such click. An empty mask becomes the region of the
-        highest logit.
+        With several regions, masks for each positive region alone follow. A mask that lacks a positive region or has a
+        negative one is corrected by adding or removing regions, and its score is halved for each such region. An empty
+        mask becomes the region of the highest logit.
 
         Args:
             prompt: At least one positive region or a box.
@@ -127,20 +129,20 @@ class EncodedImage:
         masks, scores, logits = self._decode(self._prompts(prompt, torch.from_numpy(granularity)))
         several = len(prompt.positive) + len(prompt.negative) > 1
         if several:
-            seeds, own_granularity = self._path_prompts(np.concatenate([prompt.positive, prompt.negative]))
-            own = self._decode(
-                RegionPrompts.from_seeds(self.inputs, self._tensor(seeds), self._tensor(own_granularity))
+            seeds, seed_granularity = self._path_prompts(np.concatenate([prompt.positive, prompt.negative]))
+            single = self._decode(
+                RegionPrompts.from_seeds(self.inputs, self._tensor(seeds), self._tensor(seed_granularity))
             )
             is_positive = np.isin(seeds, prompt.positive)
             masks, scores, logits = (
-                np.concatenate([values, of_seeds[is_positive]])
-                for values, of_seeds in zip((masks, scores, logits), own, strict=True)
+                np.concatenate([values, for_seeds[is_positive]])
+                for values, for_seeds in zip((masks, scores, logits), single, strict=True)
             )
             granularity = np.concatenate([granularity, np.full(is_positive.sum(), np.nan, np.float32)])
         violations = (~masks[:, prompt.positive]).sum(axis=1) + masks[:, prompt.negative].sum(axis=1)
         scores = scores * _VIOLATION_PENALTY**violations
         if several:
-            self._correct(masks, prompt, seeds, *own[:2])
+            self._correct(masks, prompt, seeds, *single[:2])
         masks[:, prompt.negative] = False
         masks[:, prompt.positive] = True
         logits[:, prompt.negative] = -np.inf
@@ -176,6 +178,8 @@ class EncodedImage:
         self, granularity: float, points_xy: np.ndarray, positive: np.ndarray, box_xyxy: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(1, H, W) bool mask at a granularity, and its (1,) float32 score; the mask agrees with every click.
+
+        Both are empty, (0, H, W) and (0,), if all masks are empty.
 
         A region with positive and negative clicks is split: each of its pixels follows the nearest click. See
         `predict_at` for the granularity, and `region_prompt` for the other arguments.
@@ -240,19 +244,19 @@ class EncodedImage:
         return np.repeat(regions, [len(path) for path in paths]), np.concatenate(paths)
 
     def _correct(
-        self, masks: np.ndarray, prompt: RegionPrompt, seeds: np.ndarray, click_masks: np.ndarray, scores: np.ndarray
+        self, masks: np.ndarray, prompt: RegionPrompt, seeds: np.ndarray, seed_masks: np.ndarray, scores: np.ndarray
     ) -> None:
-        """For each click that a mask violates, adds the mask of that click to it or subtracts it, in place.
+        """For each region that a mask wrongly lacks or has, adds the mask of that region or subtracts it, in place.
 
-        `click_masks` are (Q, L) masks predicted for single clicks on the (Q,) `seeds`. The mask of a click is the best
-        of those that contain its region and no region of the other kind.
+        `seed_masks` are (Q, L) masks predicted for single regions, the (Q,) `seeds`. The mask of a region is the best
+        of those that contain it and no region of the other kind.
         """
         for region in np.unique(seeds):
             opposite = prompt.negative if region in prompt.positive else prompt.positive
-            fits = (seeds == region) & click_masks[:, region] & ~click_masks[:, opposite].any(axis=1)
+            fits = (seeds == region) & seed_masks[:, region] & ~seed_masks[:, opposite].any(axis=1)
             if not fits.any():
                 continue
-            part = click_masks[np.where(fits, scores, -1).argmax()]
+            part = seed_masks[np.where(fits, scores, -1).argmax()]
             if region in prompt.positive:
                 masks[~masks[:, region]] |= part
             else:
@@ -294,7 +298,7 @@ class EncodedImage:
     def _regions(self) -> Partition:
         return Partition(self.tokens.labels)
 
-    def _soft_iou(self, masks: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    def _soft_iou(self, masks: np.ndarray, coverage: np.ndarray) -> np.ndarray:
         """(Q,) IoU of (Q, L) masks with a mask that covers the given (L,) fractions of the regions."""
-        overlap = masks @ (shares * self._areas_px)
-        return overlap / np.maximum(masks @ self._areas_px + shares @ self._areas_px - overlap, 1)
+        overlap = masks @ (coverage * self._areas_px)
+        return overlap / np.maximum(masks @ self._areas_px + coverage @ self._areas_px - overlap, 1)
