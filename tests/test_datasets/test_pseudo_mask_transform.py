@@ -239,7 +239,7 @@ def test_cuda_in_a_worker_is_refused_with_the_remedy(image_folder, tmp_path, mon
     monkeypatch.setattr('unsam_mm.datasets.pseudo_mask_transform.get_worker_info', object)
     transform = UnSAMPseudoMasks(store=str(tmp_path), device='cuda:0')
     transform.signature = 'fixed'  # the real one would ask for weights
-    with pytest.raises(UnSAMError, match=r'cannot run in a forked dataloader worker.*call prepare_pseudo_masks first'):
+    with pytest.raises(UnSAMError, match=r'cannot run in a dataloader worker.*call prepare_pseudo_masks first'):
         folder(image_folder, [{'type': 'UnSAMLoadImage'}, transform])[0]
 
 

@@ -247,7 +247,7 @@ def test_numbers_out_of_range_are_refused_before_any_process_starts(arguments):
 def test_cuda_in_a_worker_is_refused_with_the_remedy(coffee_and_coins, tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr('unsam_mm.datasets.region_tokens.get_worker_info', object)
     step = UnSAMRegionTokens(store=str(tmp_path / 'store'), device='cuda:0')
-    with pytest.raises(UnSAMError, match='cannot run in a forked dataloader worker.*prepare the data set first'):
+    with pytest.raises(UnSAMError, match='cannot run in a dataloader worker.*prepare the data set first'):
         step({'img_path': f'{coffee_and_coins[0]}/a.png'})
 
 

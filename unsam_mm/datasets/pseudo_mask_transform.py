@@ -181,7 +181,7 @@ class UnSAMPseudoMasks(BaseTransform):
             device = str(self._arguments['device'])
             if device.startswith('cuda') and get_worker_info() is not None:
                 raise UnSAMError(
-                    f"UnSAMPseudoMasks(device='{device}') cannot run in a forked dataloader worker, which cannot use CUDA; "
+                    f"UnSAMPseudoMasks(device='{device}') cannot run in a dataloader worker: a forked one cannot use CUDA; "
                     "call prepare_pseudo_masks first, or set num_workers=0 or device='cpu'"
                 )
             self._built = PseudoMaskGenerator.from_preset(**self._arguments)

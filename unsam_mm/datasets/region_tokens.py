@@ -34,8 +34,8 @@ class UnSAMRegionFolders(BaseDetDataset):
     """The images below one or several folders; their region tokens are computed at the start.
 
     Entries are those of `UnSAMImageFolder`. Missing tokens are computed by several processes, with a progress bar; in a
-    distributed run the images are divided among the ranks. Unreadable images are logged. In testing they are left out;
-    with `ann_file` an error is raised at the start.
+    distributed run the images are divided among the ranks. Unreadable images are logged. In training another image
+    is drawn in their place; in testing they are left out, and with `ann_file` an error is raised at the start.
 
     Args:
         data_root: A folder or a list of folders. By default the images of scikit-image.
@@ -123,7 +123,11 @@ class UnSAMRegionFolders(BaseDetDataset):
                 )
 
     def _leave_out(self, failed: dict[ImageLocation, str], locations: list[ImageLocation]) -> None:
-        """Removes failed images in testing; in training another image is drawn in their place."""
+        """Removes failed images in testing; in training another image is drawn in their place.
+
+        Raises:
+            ImageError: If no image can be read, or in testing an image with annotations cannot be read.
+        """
         if not failed:
             return
         first = min(failed.values())
@@ -139,11 +143,11 @@ class UnSAMRegionFolders(BaseDetDataset):
 
 @TRANSFORMS.register_module()
 class UnSAMRegionTokens(BaseTransform):
-    """Adds the region tokens of an image, and its pseudo-masks as shares of tokens; the image itself is not loaded.
+    """Adds the region tokens of an image, and its pseudo-masks; the image itself is not loaded.
 
-    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`), ``img_shape``, ``ori_shape``, ``height``
-    and ``width``. Tokens are computed once for each image and set of parameters, by the process that needs them first,
-    and stored; see `RegionStore`.
+    Sets ``region_tokens`` (`RegionTokens`), ``token_masks`` (`TokenMasks`: how much of each region a pseudo-mask
+    covers), ``img_shape``, ``ori_shape``, ``height`` and ``width``. Tokens are computed once for each image and set of
+    parameters, by the process that needs them first, and stored; see `RegionStore`.
 
     Args:
         store: Folder for the tokens. By default the folder ``region_tokens`` in the cache ($UNSAM_CACHE).
@@ -204,8 +208,8 @@ class UnSAMRegionTokens(BaseTransform):
         if self._tokenizer is None:
             if self.store.device.startswith('cuda') and get_worker_info() is not None:
                 raise UnSAMError(
-                    f"UnSAMRegionTokens(device='{self.store.device}') cannot run in a forked dataloader worker, which cannot "
-                    'use CUDA; prepare the data set first (prepare_workers=None), or set num_workers=0'
+                    f"UnSAMRegionTokens(device='{self.store.device}') cannot run in a dataloader worker: a forked one "
+                    'cannot use CUDA; prepare the data set first (prepare_workers=None), or set num_workers=0'
                 )
             self._tokenizer = self.store.tokenizer()
         return self.store.make(location, self._tokenizer)
