@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TILED_FROM_PX = 2048
+MAX_WHOLE_PX = 2048
 """Planes with a longer side are analysed in tiles."""
 MAX_MASKS = 6
 """Maximum number of masks for a prompt."""
 
 _TILE_PX = 1024
 _MAX_TILES = 8  # in memory, 40 to 80 MB each
-_CACHED_PX = 64_000_000  # limit for all planes in memory, which need about 15 bytes per pixel
-_STEPS_PER_DECADE = 8  # steps of the wheel for a factor of ten in area, on planes in tiles
+_CACHED_PX = 64_000_000  # limit for all planes in memory, which need about 25 bytes per pixel and 30 MB each
+_STEPS_PER_DECADE = 8  # steps to a larger or smaller mask for a factor of ten in area, on planes in tiles
 _WARM_UP_HW = (16, 128)  # the ViT scales every image to the same longer side, so a narrow image is fast
 _NO_STORE = 'The folder for embeddings has size 0; set a size in Preferences > UnSAM, then reopen the dock.'
-_NOT_IN_TILES = f'Slices above {TILED_FROM_PX} px are analysed in tiles around clicks and cannot be precomputed.'
+_CANNOT_PRECOMPUTE = f'Slices above {MAX_WHOLE_PX} px are analysed in tiles around clicks and cannot be precomputed.'
 _TORCH_LIBRARIES = ('libtorch_cpu.so', 'libtorch_cpu.dylib')  # the largest one, on Linux and macOS
 _LAZY_PARTS = ('leaf_labels', 'first_leaf', 'end_leaf', 'area', 'granularity', 'boxes_xyxy', 'border_share')
 
@@ -252,7 +252,7 @@ class PlaneEmbedder:
         if self._store is None:
             raise UnSAMError(self._no_store)
         if any(_is_in_tiles(target) for target in targets):
-            raise UnSAMError(_NOT_IN_TILES)
+            raise UnSAMError(_CANNOT_PRECOMPUTE)
         with reporting(progress):
             engine = self._copy()
 
@@ -343,7 +343,7 @@ class PlaneEmbedder:
 
 
 def _is_in_tiles(target: Target) -> bool:
-    return max(target.plane.size_hw) > TILED_FROM_PX
+    return max(target.plane.size_hw) > MAX_WHOLE_PX
 
 
 def _rgb_of(target: Target) -> np.ndarray:

@@ -170,7 +170,7 @@ def test_planes_do_not_take_each_others_image(looked_at):
 
 
 def test_large_planes_are_looked_at_in_tiles_around_the_prompt(looked_at, monkeypatch):
-    monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
+    monkeypatch.setattr(_engine, 'MAX_WHOLE_PX', 300)
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     pixels = np.tile(data.coins(), (2, 2))
     plane = PlaneEmbedder(InferenceSettings('tree'))(target_of(pixels), silent)
@@ -191,7 +191,7 @@ def test_large_planes_are_looked_at_in_tiles_around_the_prompt(looked_at, monkey
 
 
 def test_tiles_of_large_planes_are_kept_on_disk_within_the_room_that_there_is(looked_at, monkeypatch, tmp_path):
-    monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
+    monkeypatch.setattr(_engine, 'MAX_WHOLE_PX', 300)
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     files = []
     for room_gb in (1, 1e-6):

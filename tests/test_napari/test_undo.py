@@ -119,7 +119,7 @@ def test_a_granularity_on_a_plane_in_tiles(viewer, make_controller, mailbox, set
     from napari_unsam.engine import planes as _engine
     from unsam_mm.prompting.tree_engine import TreeEngine
 
-    monkeypatch.setattr(_engine, 'TILED_FROM_PX', 300)
+    monkeypatch.setattr(_engine, 'MAX_WHOLE_PX', 300)
     monkeypatch.setattr(_engine, '_TILE_PX', 256)
     monkeypatch.setattr(_engine, 'make_engine', lambda name, device, weights: TreeEngine(generator))
     controller = make_controller()
