@@ -28,10 +28,11 @@ from pathlib import Path
 
 
 class Squarer:
-    # Notes its process in a folder; ends it at item 13.
+    # Notes its process in a folder, with a line for each worker made there; ends it at item 13.
 
-    def __init__(self, folder, memory='for all'):
-        self.memory, refused = (Path(folder) / 'memory').open('w'), Path(folder) / 'refused'
+    def __init__(self, folder, memory='for all', together=1):
+        self.folder, self.together = Path(folder), together
+        self.memory, refused = (self.folder / 'memory').open('w'), self.folder / 'refused'
         self.waits = memory != 'for all' and not refused.exists()  # so that the other process has its turn
         try:
             if memory != 'for all':
@@ -43,9 +44,15 @@ class Squarer:
             if 'killed' in memory:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError('CUDA out of memory')
-        (Path(folder) / str(os.getpid())).touch()
+        with (self.folder / str(os.getpid())).open('a') as file:
+            print('made a worker', file=file)
 
     def __call__(self, item):
+        deadline_s = time.monotonic() + 60
+        while sum(path.name.isdecimal() for path in self.folder.iterdir()) < self.together:
+            # One process could do all items before the next one has started.
+            assert time.monotonic() < deadline_s, f'{self.together} processes did not start'
+            time.sleep(0.01)
         if self.waits:
             time.sleep(60)
         if item == 13:
@@ -124,9 +131,9 @@ def wait_until_gone(pids: list[int]) -> None:
 
 @pytest.mark.slow
 def test_each_item_has_its_result_and_each_process_one_worker(tmp_path, squarer):
-    results = dict(in_processes(squarer, range(12), 2, 'advice', lost))
+    results = dict(in_processes(partial(squarer, together=2), range(12), 2, 'advice', lost))
     assert results == {item: item * item for item in range(12)}
-    assert len(noted(tmp_path)) == 2
+    assert [(tmp_path / str(pid)).read_text() for pid in noted(tmp_path)] == ['made a worker\n'] * 2
 
 
 @pytest.mark.slow
